@@ -151,9 +151,9 @@ def _energy(times: FloatArray, counter: FloatArray, power: FloatArray, start_s: 
 class Telemetry:
     """Samples GPUs on a thread from `start` (or entering a `with`) to `stop`. `nvml` is `pynvml`, or something like it in tests."""
 
-    def __init__(self, gpus: int = 1, rate_hz: float = RATE_HZ, nvml: Any = None, hosts: int = 1) -> None:
+    def __init__(self, gpus: int = 1, nvml: Any = None, hosts: int = 1) -> None:
         """`hosts`: on how many the GPUs are; those of others are not seen from here, and a part would pass for the whole."""
-        self._gpus, self._hosts, self._interval = gpus, hosts, 1 / rate_hz
+        self._gpus, self._hosts = gpus, hosts
         self._nvml = nvml
         self._rows: list[tuple[float, ...]] = []
         self._handles: list[Any] = []
@@ -210,7 +210,7 @@ class Telemetry:
         while True:
             for number, handle in enumerate(self._handles):
                 self._rows.append((time.perf_counter(), float(number), *self._read(handle)))
-            due = max(due + self._interval, time.perf_counter())
+            due = max(due + 1 / RATE_HZ, time.perf_counter())
             if self._done.wait(due - time.perf_counter()):
                 # A last sample, so that the counter covers the end of the run.
                 for number, handle in enumerate(self._handles):

@@ -62,19 +62,19 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
         raise EngineError(f"{path} cannot be read ({_reason(error)})") from None
 
 
-def read_object(path: Path, absent: str = "", most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_object(path: Path, absent: str = "") -> dict[str, Any]:
     """The JSON object in `path`. Raises `EngineError`; `absent` is the sentence for a file that is not there."""
     try:
-        text = read_text(path, most_bytes)
+        text = read_text(path)
     except FileNotFoundError:
         raise EngineError(absent or f"{shown_path(path)} does not exist") from None
     return parse_object(text, str(path))
 
 
-def read_object_if_there(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def read_object_if_there(path: Path) -> dict[str, Any]:
     """As `read_object`; empty where there is no such file."""
     try:
-        text = read_text(path, most_bytes)
+        text = read_text(path)
     except FileNotFoundError:
         return {}
     return parse_object(text, str(path))

@@ -20,6 +20,7 @@ from trtllm_engines import LLM, SamplingParams
 from trtllm_engines.compiler.plan import ParallelLayout, Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime import rank_processes
 from trtllm_engines.runtime.host_agent import serve
 from trtllm_engines.runtime.host_ranks import HostRanks, RankOrder, _lives
 from trtllm_engines.runtime.hosts import free_port, hosts_at
@@ -79,7 +80,7 @@ def test_tokens_and_log_probabilities_are_those_of_one_rank(llm: LLM, tmp_path: 
     [(signal.SIGKILL, "the process of rank 1 ended without a word"), (signal.SIGSTOP, "a rank hangs; rank 0 is in ")],
 )
 def test_a_rank_that_dies_or_hangs_is_told_in_time(llm: LLM, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, said: str) -> None:
-    monkeypatch.setattr(llm._runner, "_step_s", 3.0)
+    monkeypatch.setattr(rank_processes, "STEP_S", 3.0)
     llm.generate(PROMPTS[0], SAMPLING[0])
     pids = rank_pids(llm)
     os.kill(pids[1], end)

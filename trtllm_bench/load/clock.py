@@ -65,8 +65,8 @@ class RealClock:
 class FakeClock:
     """Virtual time: advances only in `wait`, from event to event. `at(t, event)` schedules what a scripted target does later."""
 
-    def __init__(self, start: float = 1000.0, send_cost_s: float = 0.0) -> None:
-        self._now = start
+    def __init__(self, send_cost_s: float = 0.0) -> None:
+        self._now = 1000.0
         self._send_cost_s = send_cost_s
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._inbox: deque[RequestOutcome] = deque()

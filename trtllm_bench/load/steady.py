@@ -60,31 +60,30 @@ def by_turnover(log: RequestLog, concurrency: int) -> Span | None:
     return _span(log, float(ends[concurrency - 1]), float(ends[-concurrency - 1]), "concurrency")
 
 
-def by_concurrency(log: RequestLog, ratio: float = CONCURRENCY_RATIO) -> Span | None:
-    """Longest span with at least `ratio` of the peak in flight. A place refilled within the same instant does not break it."""
+def by_concurrency(log: RequestLog) -> Span | None:
+    """Longest span with at least `CONCURRENCY_RATIO` of the peak in flight. A place refilled within the same instant does not break it."""
     times, count = in_flight(log)
     if len(times) == 0:
         return None
     last = np.concatenate([times[1:] > times[:-1], [True]])
     times, count = times[last], count[last]
-    high = count >= ratio * count.max()
+    high = count >= CONCURRENCY_RATIO * count.max()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]]).astype(np.int8)))
     starts, ends = times[edges[::2]], times[np.minimum(edges[1::2], len(times) - 1)]
     longest = int(np.argmax(ends - starts))
     return _span(log, float(starts[longest]), float(ends[longest]), "concurrency")
 
 
-def by_slope(log: RequestLog, bins: int = SLOPE_BINS, tolerance: float = SLOPE_TOLERANCE) -> Span | None:
-    """The longest run of bins (at least a quarter of the run) whose fitted line is flat to `tolerance`; None when no run of bins is."""
+def by_slope(log: RequestLog) -> Span | None:
+    """The longest run of bins (at least a quarter of the run) whose fitted line is flat to `SLOPE_TOLERANCE`; None when there is none."""
     times, count = in_flight(log)
     if len(times) < 2 or times[-1] <= times[0]:
         return None
-    edges = np.linspace(times[0], times[-1], bins + 1)
+    edges = np.linspace(times[0], times[-1], SLOPE_BINS + 1)
     level = _bin_means(times, count, edges)
-    for length in range(bins, max(3, int(bins * SLOPE_MIN_SHARE)) - 1, -1):
-        flat = [(drift, first) for first in range(bins - length + 1) if (drift := _drift(level[first : first + length])) <= tolerance]
-        if flat:
-            first = min(flat)[1]
+    for length in range(SLOPE_BINS, max(3, int(SLOPE_BINS * SLOPE_MIN_SHARE)) - 1, -1):
+        drift, first = min((_drift(level[first : first + length]), first) for first in range(SLOPE_BINS - length + 1))
+        if drift <= SLOPE_TOLERANCE:
             return _span(log, float(edges[first]), float(edges[first + length]), "slope")
     return None
 

@@ -27,16 +27,16 @@ COLUMNS = (
 )
 
 
-def print_profile(profile: CellProfile, console: Console, rows: int = ROWS) -> None:
-    shown = profile.kernels[:rows]
+def print_profile(profile: CellProfile, console: Console) -> None:
+    shown = profile.kernels[:ROWS]
     scale, columns = (1e12, COLUMNS) if max((row.bytes_per_s for row in shown), default=0) > 1e11 else (1e9, _giga(COLUMNS))
     unknown = set() if any(row.ceiling_share for row in shown) else {"ceiling", "bound"}
     narrow = {"kernel", "calls"} if console.width < WIDE else set()
     used = [column for column in columns if column.key not in unknown | narrow]
     console.print(f"{profile.cell['label']} on {profile.device or 'this machine'}, {profile.collector}", style="bold", soft_wrap=True)
     show([_line(row, scale) for row in shown], used, console=console)
-    if len(profile.kernels) > rows:
-        console.print(f"and {len(profile.kernels) - rows} more in the page", style="dim")
+    if len(profile.kernels) > ROWS:
+        console.print(f"and {len(profile.kernels) - ROWS} more in the page", style="dim")
     console.print()
     steps, total = len(profile.steps), profile.window_us
     parts = (("kernels", profile.busy_us), ("gaps between kernels", profile.gap_inside_us), ("gaps between steps", profile.gap_before_us))

@@ -78,25 +78,23 @@ class Fields(Mapping[str, Any]):
             raise self.wrong(key, f"at least {least}" if number < least else f"at most {most}")
         return number
 
-    def number(self, key: str, default: float | None = None, *, above: float = 0.0, most: float = MOST) -> float:
-        """A finite number in (above, most]; `default` stands for one absent or null. Raises as `integer` does."""
+    def number(self, key: str, default: float | None = None, *, most: float = MOST) -> float:
+        """A finite number above 0, `most` at most; `default` stands for one absent or null. Raises as `integer` does."""
         value: Any = self[key] if default is None else self.get(key)
         if value is None and default is not None:
             return default
         if not is_finite(value):
             raise self.wrong(key, "a finite number")
-        if not above < value <= most:
-            raise self.wrong(key, f"more than {above:g}" if value <= above else f"at most {most:g}")
+        if not 0 < value <= most:
+            raise self.wrong(key, "more than 0" if value <= 0 else f"at most {most:g}")
         return float(value)
 
-    def flag(self, key: str, default: bool = False) -> bool:
-        """True or false; `default` stands for one absent or null. Raises `EngineError` for anything else, such as "false"."""
+    def flag(self, key: str) -> bool:
+        """True or false; false where it is absent or null. Raises `EngineError` for anything else, such as "false"."""
         value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | None):
             raise self.wrong(key, "true or false")
-        return value
+        return bool(value)
 
     def text(self, key: str, default: str = "") -> str:
         """A string; `default` stands for one absent or null. Raises `EngineError` for anything else."""

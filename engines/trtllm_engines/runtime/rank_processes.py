@@ -8,7 +8,6 @@ in the plan's ops. A rank that hangs would be noticed by nobody, since the other
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,18 +57,15 @@ class RankProcesses:
         *,
         cuda_graphs: bool,
         max_graph_batch: int,
-        step_s: float = STEP_S,
-        waiting: Callable[[float], None] | None = None,
         first_gpu: int = 0,
         hosts: Hosts | None = None,
         recorder: Recorder = "none",
         detail: str = "off",
     ) -> None:
-        """`folder`: the engine's, the same path on every host. `step_s`: seconds a step may take. `waiting` is told the seconds the ranks
-        have been starting for. `first_gpu`: index of the first rank's GPU among those visible; the others follow it. `hosts`: the others,
-        each of which runs as many ranks as this one; stages and their groups follow in order of hosts. `recorder`: what
-        `record` makes them use, `none` where it is not called. `detail`: of the ranks' own NVTX ranges."""
-        self.plan, self._step_s = plan, step_s
+        """`folder`: the engine's, the same path on every host. `first_gpu`: index of the first rank's GPU among those visible; the others
+        follow it. `hosts`: the others, each of which runs as many ranks as this one; stages and their groups follow in order of hosts.
+        `recorder`: what `record` makes them use, `none` where it is not called. `detail`: of the ranks' own NVTX ranges."""
+        self.plan = plan
         parallel, nnodes = plan.parallel, 1 if hosts is None else hosts.nnodes
         if parallel.pp > SLOTS:
             raise EngineError(f"{folder} has {parallel.pp} pipeline stages and at most {SLOTS} can have a step; use a smaller --pp")
@@ -101,27 +97,25 @@ class RankProcesses:
         try:
             for other in self._others:
                 other.start(replace(order, node_rank=other.node_rank))
-            self._await_start(waiting)
+            self._await_start()
         except BaseException:
             self.close()
             raise
         self.num_pages = self.ring.num_pages
 
-    def _await_start(self, waiting: Callable[[float], None] | None) -> None:
+    def _await_start(self) -> None:
         began = time.monotonic()
         while not (self._here.ready() and all(other.ready() for other in self._others)):
             self._check()
             if time.monotonic() - began > START_S:
                 raise EngineError(f"the ranks were not ready after {START_S:g} s: {self._here.whereabouts()}")
-            if waiting is not None:
-                waiting(time.monotonic() - began)
             time.sleep(0.05)
 
     def observe(self, observer: StepObserver) -> None:
         """Ranks run elsewhere: what happens inside their steps is not seen here."""
 
     def launch(self, batch: StepBatch) -> RemoteHandle:
-        deadline = time.monotonic() + self._step_s
+        deadline = time.monotonic() + STEP_S
         message = wire.encode(batch)
         for other in self._others:
             other.send(message)
@@ -156,7 +150,7 @@ class RankProcesses:
         return self.ring.answered(number) if self._answers_at == 0 else self._others[self._answers_at - 1].answered(number)
 
     def answer(self, number: int) -> StepOutput:
-        deadline = time.monotonic() + self._step_s
+        deadline = time.monotonic() + STEP_S
         if self._answers_at == 0:
             return wire.decode_output(self.ring.answer(number, lambda: self._in_time(deadline)))
         return wire.decode_output(self._others[self._answers_at - 1].answer(number, lambda: self._in_time(deadline)))
@@ -164,7 +158,7 @@ class RankProcesses:
     def _in_time(self, deadline: float) -> None:
         if time.monotonic() > deadline:
             self._check()
-            raise EngineError(f"a step was not done after {self._step_s:g} s: a rank hangs; {self._here.whereabouts()}")
+            raise EngineError(f"a step was not done after {STEP_S:g} s: a rank hangs; {self._here.whereabouts()}")
         if int(time.monotonic() * 1e4) % 100 == 0:
             self._check()
 

@@ -37,9 +37,9 @@ class OpShape:
         return lower(self.op, self.inputs, self.outputs, self.attrs, arch, in_place=in_place).kernels
 
 
-def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096, max_batch_size: int = 256) -> Iterator[OpShape]:
+def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096) -> Iterator[OpShape]:
     """Every op that lowers, at a model's shapes. Precision `fp8`: GEMMs, what feeds them and the cache are fp8, the rest bf16."""
-    tensors = ModelTensors(model, precision, max_seq_len, max_batch_size)
+    tensors = ModelTensors(model, precision, max_seq_len)
     for spec in OP_SPECS.values():
         for inputs, outputs, attrs in spec.examples(tensors):
             yield OpShape(spec.name, tuple(inputs), tuple(outputs), attrs)

@@ -124,8 +124,10 @@ def compare(
     )
 
 
-def pareto(rows: Sequence[Row], speed: str = "output_tokens_per_s_per_user", throughput: str = "output_tokens_per_s_per_gpu") -> list[Row]:
-    """Rows no other row beats in both figures, by rising `speed`. Rows without either figure, or not ok, are left out."""
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """Rows no other row beats in output tokens/s both per user and per GPU, by rising tokens/s per user. Rows without either figure, or not
+    ok, are left out."""
+    speed, throughput = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
     points = [r for r in rows if r.status == "ok" and speed in r.figures and throughput in r.figures]
     points.sort(key=lambda r: (-r.figures[speed], -r.figures[throughput]))
     front: list[Row] = []
