@@ -102,7 +102,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("store", "versions"),
         ("record",),
         ("metrics", "plausibility"),
-        ("stats", "gpus", "model_sizes"),
+        ("stats", "gpus", "model_sizes", "precision_names"),
         ("errors",),
     ),
     "trtllm_engines": (

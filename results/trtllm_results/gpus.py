@@ -58,7 +58,9 @@ SHEETS: Mapping[str, Sheet] = {
 }
 
 
-OTHER_BOARDS = frozenset({"PCIE", "NVL", "40GB"})
+FASTER_MEMORY = frozenset({"NVL"})
+"""Words in the names of boards whose memory is faster than the sheet of their class says: an H100 NVL reads 3.9 TB/s and not 3.35."""
+OTHER_BOARDS = frozenset({"PCIE", "40GB"}) | FASTER_MEMORY
 """Words in the names of boards that have a sheet's die and other rates: an H100 PCIe reads 2.0 TB/s and not 3.35, an A100 of 40 GB 1.56."""
 
 
@@ -71,6 +73,11 @@ def gpu_class(name: str) -> str:
 def has_sheet_rates(name: str) -> bool:
     """Whether the data sheet of the GPU's class gives the rates of this board, by the name that its driver gives it."""
     return gpu_class(name).lower() in SHEETS and not OTHER_BOARDS.intersection(_words(name))
+
+
+def reads_faster_than_sheet(name: str) -> bool:
+    """Whether the board's memory may be faster than the data sheet of its class says."""
+    return bool(FASTER_MEMORY.intersection(_words(name)))
 
 
 def _words(name: str) -> list[str]:

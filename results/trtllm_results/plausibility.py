@@ -1,7 +1,8 @@
 """Whether a figure can be true: the FLOP and bytes it implies against what its GPU can do.
 
 The work is a lower bound: two FLOP a weight and token plus attention; each key and value of a sequence read once a decode step, in one byte
-where its type is not told; all weights once a step, where the number of sequences at once is known. The limit is an upper bound: the data
+where its type is not told; all weights once a step, where the number of sequences at once is known, in half a byte where their type is not
+known here. The limit is an upper bound: the data
 sheet, and on dies that were measured a tenth above the rate that GEMMs sustain there, since short bursts on a cool GPU pass a sustained
 rate by up to that (a data sheet's rate is at clocks a board does not hold). So a figure beyond it is wrong, or stands for other work than
 it says, and what remains is to say what. A figure within it may still be wrong.
@@ -10,11 +11,12 @@ it says, and what remains is to say what. A figure within it may still be wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, Sheet, gpu_class, sheet_of
+from trtllm_results.gpus import ACHIEVABLE_BYTES, ACHIEVABLE_FLOPS, Sheet, gpu_class, reads_faster_than_sheet, sheet_of
 from trtllm_results.model_sizes import ModelSize, size_of
+from trtllm_results.precision_names import our_precision
 
 BURST = 1.1
 """Largest rate over a sustained one."""
@@ -27,14 +29,16 @@ BYTES: Mapping[str, float] = {
     **dict.fromkeys(("int4", "w4a8", "nf4", "nvfp4_wo", "mxfp4_wo", "mixed"), 0.5),
 }
 """Of a weight, its scales left out; of several in one engine the least."""
+LEAST_BYTES = min(BYTES.values())
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8", "bf16"),
     "fp8_rowwise": ("fp8", "bf16"),
+    "fp8_block": ("fp8", "bf16"),
     "int8_sq": ("int8", "bf16"),
     "int8": ("int8", "bf16"),
     "w4a8": ("fp8", "bf16"),
     "mixed": ("fp8", "bf16"),
-    **dict.fromkeys(("int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo"), ("bf16",)),
+    **dict.fromkeys(("int4", "int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo"), ("bf16",)),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
 }
@@ -82,7 +86,8 @@ def judge(claim: Claim) -> Implausible | None:
     size, sheet = size_of(claim.model), sheet_of(claim.gpu)
     if size is None or sheet is None or claim.output_tokens_per_s <= 0 or claim.osl <= 0:
         return None
-    return _flops(claim, size, sheet) or _bytes(claim, size, sheet)
+    claim = replace(claim, precision=our_precision(claim.precision))
+    return _flops(claim, size, sheet) or (None if reads_faster_than_sheet(claim.gpu) else _bytes(claim, size, sheet))
 
 
 def _flops(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
@@ -112,7 +117,7 @@ def _bytes(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
     rate, gpus = claim.output_tokens_per_s, max(claim.gpus, 1)
     context = claim.isl + claim.osl / 2
     kv = rate * context * size.kv_elements * BYTES.get(claim.kv_dtype, 1)
-    each = BYTES.get(claim.precision, 1)
+    each = BYTES.get(claim.precision, LEAST_BYTES)
     weights = rate / claim.batch * (size.layer_weights * each + size.head_weights) if claim.batch else 0.0
     needed, limit = (kv + weights) / gpus, bytes_limit(sheet)
     if needed <= limit:

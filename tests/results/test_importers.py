@@ -62,6 +62,16 @@ def test_nvidia_report_keeps_layout_and_machine() -> None:
     assert row.figures["ttft_p95_ms"] == 1100.0
 
 
+def test_nvidias_names_of_precisions_become_ours(tmp_path: Path) -> None:
+    content = json.loads((DATA / "nvidia-throughput.json").read_text())
+    content["engine"]["quantization"] = "W4A16_AWQ"
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    (row,) = importers.read(tmp_path / "report.json")
+    assert (row.cell.precision, row.cell.kv_dtype) == ("int4", "fp8")
+    (told,) = importers.read(DATA / "vllm-serve.json", overrides={"precision": "FP8_BLOCK_SCALES", "kv_dtype": "FP8"})
+    assert (told.cell.precision, told.cell.kv_dtype) == ("fp8_block", "fp8")
+
+
 def test_nvidias_log_says_what_its_report_says() -> None:
     (log,) = importers.read(DATA / "nvidia-throughput-log.txt")
     (report,) = importers.read(DATA / "nvidia-throughput.json")

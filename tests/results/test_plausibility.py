@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from trtllm_engines.models.presets import PRESETS, preset_config
+from trtllm_engines.quantization.precision import precisions
+from trtllm_engines.quantization.registry import definition, definitions
 from trtllm_results.compare import published
 from trtllm_results.gpus import sheet_of
 from trtllm_results.model_sizes import SIZES, canonical, size_of
 from trtllm_results.plausibility import Claim, bytes_limit, flops_limit, judge
+from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -48,6 +51,14 @@ def test_names_of_one_shape() -> None:
     names = ("meta-llama/Llama-3.1-8B-Instruct", "nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3-8b", "llama-3.1-8b")
     assert {canonical(name) for name in names} == {"llama-3.1-8b"}
     assert size_of("no-such-model") is None
+
+
+def test_names_of_precisions_are_those_of_the_engines_schemes() -> None:
+    left_out = {"NVFP4", "NVFP4_AWQ", "MXFP4"}
+    for name, one in definitions().items():
+        assert our_precision(name) == name
+        assert {our_precision(algorithm) for algorithm in set(one.algorithms) - left_out} <= {name}
+    assert [our_precision(name) for name in ("NVFP4", "awq", "")] == ["NVFP4", "awq", ""]
 
 
 def test_limits_lie_between_what_was_measured_and_the_data_sheet() -> None:
@@ -111,12 +122,50 @@ def test_a_small_batch_is_held_to_the_bytes_of_its_weights() -> None:
         replace(CLAIM, gpus=2),
         replace(CLAIM, gpu="AMD EPYC"),
         replace(CLAIM, model="some-moe"),
-        replace(CLAIM, precision="int4"),
+        replace(CLAIM, precision="q4_k_m"),
         replace(CLAIM, output_tokens_per_s=0),
     ],
 )
 def test_what_is_possible_or_not_known_is_not_judged(claim: Claim) -> None:
     assert judge(claim) is None
+
+
+@pytest.mark.parametrize("precision", sorted(set(precisions()) - {"fp32"}))
+def test_every_precision_is_held_to_what_the_gpu_multiplies(precision: str) -> None:
+    """Of weight-only precisions the products are in bf16. fp32 is left out: tensor cores may do it in another format."""
+    form = "fp16" if precision == "fp16" else "fp8" if definition(precision).scheme.inputs.dtype or precision == "fp8_block" else "bf16"
+    form = "fp8" if precision == "mixed" else form
+    for gpu in ("A100", "L40S", "H100", "H200", "B200"):
+        sheet = sheet_of(gpu)
+        assert sheet is not None
+        limit = flops_limit(sheet, "int8" if precision == "int8_sq" else form) or flops_limit(sheet, "bf16")
+        at_limit = limit / SIZES["llama-3.1-8b"].request_flops(2048, 8) * 8
+        claim = replace(CLAIM, gpu=gpu, precision=precision, isl=2048, osl=8)
+        assert judge(replace(claim, output_tokens_per_s=0.99 * at_limit)) is None
+        doubt = judge(replace(claim, output_tokens_per_s=1.01 * at_limit))
+        assert doubt is not None
+        assert (doubt.what, doubt.limit) == ("FLOP", limit)
+
+
+@pytest.mark.parametrize(("name", "ours"), [("W4A16_AWQ", "int4"), ("w4a8_awq", "w4a8"), ("FP8", "fp8")])
+def test_names_of_nvidia_are_held_to_the_same(name: str, ours: str) -> None:
+    claim = replace(CLAIM, isl=128, osl=256, batch=1, kv_dtype="fp8", output_tokens_per_s=1500)
+    doubt = judge(replace(claim, precision=name))
+    assert doubt is not None
+    assert doubt == judge(replace(claim, precision=ours))
+
+
+def test_weights_of_an_unknown_type_may_have_four_bits() -> None:
+    alone = replace(CLAIM, precision="awq_marlin", isl=128, osl=256, batch=1, kv_dtype="fp8")
+    assert judge(replace(alone, output_tokens_per_s=1000)) is None, "4.0 GB a step, 4.0 TB/s of an H200's 4.8"
+    assert judge(replace(alone, output_tokens_per_s=1500)) is not None
+
+
+def test_a_board_with_faster_memory_is_not_held_to_the_memory_of_its_class() -> None:
+    alone = replace(CLAIM, isl=128, osl=256, batch=1, kv_dtype="fp8", output_tokens_per_s=500)
+    assert judge(replace(alone, gpu="NVIDIA H100 80GB HBM3")) is not None
+    assert judge(replace(alone, gpu="NVIDIA H100 PCIe")) is not None
+    assert judge(replace(alone, gpu="NVIDIA H100 NVL")) is None, "3.76 TB/s, and its data sheet says 3.94"
 
 
 def test_no_row_recorded_here_is_implausible() -> None:

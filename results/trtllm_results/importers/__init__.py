@@ -3,7 +3,8 @@
 Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean per request, which here is TPOT;
 GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not
 measure is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set
-FIELD=VALUE` and stays empty otherwise; `extra.definitions` names the tool whose clock and percentile rule produced the figures.
+FIELD=VALUE` and stays empty otherwise; NVIDIA's names of precisions become ours. `extra.definitions` names the tool whose clock and percentile
+rule produced the figures.
 
 Times are UTC. vLLM, AIPerf and GuideLLM's CSV write local time without its zone, which is taken to be this machine's
 (`_common.local_time`); vLLM's is the time when the run had ended.
@@ -23,6 +24,7 @@ from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.importers import aiperf, guidellm, inference_perf, llmperf, mlperf, nvidia, sglang, vllm
 from trtllm_results.importers._common import FieldError
 from trtllm_results.importers.files import csv_lines, json_values, read_text
+from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.row import Row
 
@@ -167,6 +169,7 @@ def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
             near = did_you_mean(name, (*known, "gpu"))
             raise ResultsError(f"--set {name}: not a cell field{near}; use {', '.join(known)} or gpu")
         cell = replace(cell, **{name: _cell_value(name, text)})
+    cell = replace(cell, precision=our_precision(cell.precision), kv_dtype=cell.kv_dtype.lower())
     figures = dict(row.figures)
     if "output_tokens_per_s" in figures:
         figures["output_tokens_per_s_per_gpu"] = figures["output_tokens_per_s"] / cell.gpus
