@@ -27,6 +27,7 @@ BRIEF, NVIDIA = "project brief", "TensorRT-LLM perf-overview"
 GPUS = ("H200", "H100", "A100", "L40S")
 ALWAYS = ("H100", "A100", "L40S")
 """GPUs of the brief; another is shown where we measured on it."""
+OUR_TARGETS = ("native", PREDICTED)
 Kind = Literal["ours", "predicted", "nvidia", "brief"]
 KINDS: dict[Kind, str] = {
     "ours": "ours, measured",
@@ -81,12 +82,13 @@ def recorded_rows() -> list[Row]:
 
 
 def compare_gpus(rows: Iterable[Row], published: Sequence[Published] | None = None) -> GpuComparison:
-    """Ours (`rows`, predictions among them) beside the brief's and NVIDIA's. Raises `ResultsError` without a figure of the brief."""
+    """Ours (of `rows`, predictions among them) beside the brief's and NVIDIA's; other engines' rows are left out. Raises `ResultsError`
+    without a figure of the brief."""
     published = load() if published is None else published
     briefs = [one for one in published if one.source.startswith(BRIEF)]
     if not briefs:
         raise ResultsError("the published figures contain none of the project brief, so there is no case to compare")
-    mine = [p for p in having(points(list(rows)), FIGURE) if p.environment.gpu and p.cell.gpus == 1]
+    mine = [p for p in having(points(list(rows)), FIGURE) if p.environment.gpu and p.cell.gpus == 1 and p.cell.target in OUR_TARGETS]
     cases, notes = [], []
     for model, isl, osl in dict.fromkeys((one.model, one.isl, one.osl) for one in briefs):
         of_case = [p for p in mine if _matches(p, model, isl, osl)]
@@ -123,7 +125,7 @@ def _ours(of_gpu: list[Point]) -> list[tuple[Bar, Point]]:
     if best is None:
         return []
     kind: Kind = "predicted" if best.rows[0].predicted else "ours"
-    doubt = best.rows[0].implausible
+    doubt = best.implausible
     detail = f"{best.cell.precision}, batch {best.cell.batch:,}" + ", one run" * (kind == "ours" and len(best.rows) == 1)
     return [(Bar(kind, _rate(best), detail, "" if doubt is None else doubt.text), best)]
 

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from trtllm_results import stats, versions
 from trtllm_results.metrics.registry import METRICS
+from trtllm_results.plausibility import Implausible
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -47,6 +48,11 @@ class Point:
     def get(self, figure: str) -> Estimate | None:
         """The estimate of `figure`, or None when no repeat carries it."""
         return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
+
+    @property
+    def implausible(self) -> Implausible | None:
+        """What is wrong with the throughput of a repeat, by what it asks of the GPUs; None where nothing is."""
+        return next((doubt for row in self.rows if (doubt := row.implausible) is not None), None)
 
     def place(self, x: str, y: str) -> tuple[float, float]:
         """(mean of figure `x`, mean of figure `y`). The point must have both."""

@@ -7,13 +7,16 @@ from typing import Any
 
 from rich.console import Console
 
-from trtllm_dashboards.tables import Column, sentence, show
-from trtllm_results.compare.quality import QualityLine
+from trtllm_dashboards.points import short_device
+from trtllm_dashboards.tables import Column, sentence, show, to_markdown
+from trtllm_results.compare.quality import QualityLine, scored_on
 from trtllm_results.metrics.registry import HEADLINE, common_words
 from trtllm_results.record.row import ACCURACY
 
 COLUMNS = (
     Column("label", "cell", whole=True, hoist=False),
+    Column("device"),
+    Column("target"),
     Column(HEADLINE, "output", unit="tok/s", kind="number", priority=1),
     Column("speedup", "speed-up", kind="number", places=2, hoist=False),
     Column("perplexity", kind="number", places=3, hoist=False, priority=4),
@@ -23,6 +26,14 @@ COLUMNS = (
     Column("task", "task, %", hoist=False, whole=True, priority=1),
     Column("front", "*", hoist=False),
 )
+PLACE = ("device", "target")
+"""Speeds in different ones are no alternatives."""
+
+
+def quality_markdown(lines: Sequence[QualityLine]) -> str:
+    """The table and what it means, in Markdown."""
+    rows = [_row(line) for line in lines]
+    return f"{to_markdown(rows, _used(rows))}\n{_meaning(lines)}\n"
 
 
 def print_quality(lines: Sequence[QualityLine], console: Console) -> None:
@@ -33,16 +44,30 @@ def print_quality(lines: Sequence[QualityLine], console: Console) -> None:
     shared, labels = common_words([str(row["label"]) for row in rows])
     for row, label in zip(rows, labels, strict=True):
         row["label"] = label
-    used = [column for column in COLUMNS if any(row.get(column.key) not in (None, "") for row in rows)]
-    title = "accuracy beside speed" + (f": {shared}" if shared else "")
-    show(rows, used, title=title, console=console)
+    used = _used(rows)
+    by_place = [column.key for column in used if column.key in PLACE]
+    used = [column for column in used if column.key not in PLACE]
+    places = dict.fromkeys(tuple(str(row[key]) for key in by_place) for row in rows)
+    for place in places:  # a table each, so that what it names has room
+        title = " ".join(["accuracy beside speed", *([f"on {', '.join(place)}"] if place else [])]) + (f": {shared}" if shared else "")
+        show([row for row in rows if tuple(str(row[key]) for key in by_place) == place], used, title=title, console=console)
+        if len(places) > 1:
+            console.print()
     sentence(console, _meaning(lines), "dim")
+
+
+def _used(rows: Sequence[Mapping[str, object]]) -> list[Column]:
+    """Columns with values; the device and the target where they differ."""
+    values = {column.key: {row.get(column.key) for row in rows} - {None, ""} for column in COLUMNS}
+    return [column for column in COLUMNS if len(values[column.key]) > (column.key in PLACE)]
 
 
 def _row(line: QualityLine) -> dict[str, object]:
     figures = line.figures
     return {
         "label": line.row.label,
+        "device": short_device(line.row.environment.device),
+        "target": line.row.cell.target,
         HEADLINE: line.output_tokens_per_s,
         "speedup": line.speedup,
         "perplexity": figures.get("perplexity"),
@@ -65,10 +90,11 @@ def interval(figures: Mapping[str, float], name: str, scale: float, places: int,
 
 def _meaning(lines: Sequence[QualityLine]) -> str:
     parts = ["± longer half of the 95% interval"]
-    details: Mapping[str, Any] = next((line.row.extra.get(ACCURACY, {}) for line in lines if line.row.extra.get(ACCURACY)), {})
-    if "text" in details:
-        tokens = lines[0].figures.get("accuracy_tokens", 0.0)
-        parts.append(f"{tokens:,.0f} tokens of {details['text']}, second halves of windows of {details['length']}, as served")
+    for line in {scored_on(line.row): line for line in reversed(lines)}.values():
+        details: Mapping[str, Any] = line.row.extra.get(ACCURACY, {})
+        if "text" in details:
+            tokens = line.figures.get("accuracy_tokens", 0.0)
+            parts.append(f"{tokens:,.0f} tokens of {details['text']}, second halves of windows of {details['length']}, as served")
     if any("perplexity_change" in line.figures for line in lines):
         parts.append("change, KL and top-1 against the widest precision")
     if any("task_accuracy" in line.figures for line in lines):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,33 +44,46 @@ class Sources:
 
 
 def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
-    """Read the sets; a folder of stores stands for those in it that can be read.
+    """Read the sets; a folder of stores stands for those in it that can be read, as one set where it is named (`NAME=FOLDER`).
 
     Raises `ResultsError` for what cannot be read, for two sets of one name, and when the filters leave nothing.
     """
     sets: dict[str, list[Row]] = {}
     stored, skipped = [], list[str]()
+    inside = {named: stores_in(named) for named in dict.fromkeys(specs)}
+    often = Counter(named_path(spec)[0] for named in specs for spec in inside[named])
     for named in specs:
-        inside = stores_in(named)
-        for spec in inside:
+        read: dict[str, list[Row]] = {}
+        for spec in inside[named]:
             try:
                 found = load_set(spec)
             except ResultsError as error:
-                if len(inside) == 1:
+                if len(inside[named]) == 1:
                     raise
                 skipped.append(str(error).rstrip("."))
                 continue
-            if found.name in sets:
-                raise DashboardError(f"two result sets are called '{found.name}'; name them, such as before={spec.split('=')[-1]}")
-            sets[found.name] = keep(found.rows, filters)
+            read.setdefault(_set_name(named, spec, found.name, often), []).extend(keep(found.rows, filters))
             _, path = named_path(spec)
             if path.is_dir():
                 stored.append((Store(path, create=False), found.rows))
+        if twice := next((name for name in read if name in sets), ""):
+            raise DashboardError(f"two result sets are called '{twice}'; name them, such as before={named.split('=')[-1]}")
+        sets |= read
     if not sets and skipped:
         raise DashboardError(f"none of the stores in {', '.join(specs)} can be read: {skipped[0]}")
     if not any(sets.values()):
         raise DashboardError(f"no row passes {' and '.join(filters)}")
     return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stored), tuple(skipped))
+
+
+def _set_name(named: str, spec: str, name: str, often: Mapping[str, int]) -> str:
+    """What the set of a store `spec`, called `name`, is called: as `named` says; else by its folder too, where several are so called."""
+    if spec == named:
+        return name
+    folder, _ = named_path(named)
+    if "=" in named and not os.path.exists(named):
+        return folder
+    return f"{folder}/{name}" if often[name] > 1 else name
 
 
 def stores_in(spec: str) -> list[str]:

@@ -95,6 +95,14 @@ def to_text(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", 
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The table in Markdown, with every column: a page has room."""
+    cells = [_column_cells(column, rows, ascii_only=False) for column in columns]
+    heads = [f"{column.header}, {column.unit}" if column.unit else column.header for column in columns]
+    lines = [heads, ["--:" if column.rightward else "---" for column in columns], *zip(*cells, strict=True)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> Group:
     """A rich renderable no wider than `width` cells (unless one number alone is wider)."""
     cells = {c.key: _column_cells(c, rows, ascii_only) for c in columns}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from trtllm_bench.__main__ import main
+from trtllm_dashboards.sources import load
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
@@ -34,6 +36,21 @@ def test_plot_published_draws_what_was_recorded_where_no_results_are_named(tmp_p
     assert "llama-3.1-8b fp8, 128/128" in (tmp_path / "published.svg").read_text()
     recorded = Path(__file__).parents[2] / "results" / "recorded" / "h100"
     assert main(["plot", "published", str(recorded), "--out", str(tmp_path / "again"), "--format", "svg"]) == 0
+
+
+def test_stores_of_one_name_in_two_folders_are_told_apart(store: Path, tmp_path: Path) -> None:
+    """Folders of stores, as `results/recorded/h100` and `h200`; one that is named is one set."""
+    for folder in ("h100", "h200"):
+        (tmp_path / folder / "llama").mkdir(parents=True)
+        shutil.copy(store / "results.parquet", tmp_path / folder / "llama")
+        (tmp_path / folder / "other").mkdir()
+        shutil.copy(store / "results.parquet", tmp_path / folder / "other")
+    (tmp_path / "h200" / "other").rename(tmp_path / "h200" / "more")
+    folders = [str(tmp_path / "h100"), str(tmp_path / "h200")]
+    assert list(load(folders).sets) == ["h100/llama", "other", "h200/llama", "more"]
+    assert list(load([f"a={folders[0]}", folders[1] + "/"]).sets) == ["a", "h200/llama", "more"]
+    rows = load([f"a={folders[0]}", f"b={folders[1]}"]).sets
+    assert [(name, len(rows[name])) for name in rows] == [("a", 2 * len(Store(store).rows())), ("b", 2 * len(Store(store).rows()))]
 
 
 def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:

@@ -180,6 +180,33 @@ def test_published_marks_what_cannot_be_and_says_why(make_rows: Callable[..., li
     assert "† project brief, A100, 12,085: implausible: it implies 350 TFLOP/s" in " ".join(texts(drawn).split("\n"))
 
 
+@pytest.mark.parametrize("kind", ["throughput", "percentiles", "precision", "repeats", "axes"])
+def test_figures_name_what_a_gpu_cannot_do(kind: str, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8, 64)))
+    rows = [dataclasses.replace(row, environment=dataclasses.replace(row.environment, gpu="NVIDIA H200")) for row in rows]
+    axes = Axes("batch", "output_tokens_per_s", ("precision",))
+    at = next(i for i, row in enumerate(rows) if (row.cell.precision, row.cell.batch) == ("fp8", 64))
+    rows[at] = dataclasses.replace(rows[at], figures={**rows[at].figures, "output_tokens_per_s": 90_000.0})
+    told = " ".join(texts(figure(kind, Material({"": rows}, axes=axes))).split("\n"))
+    assert "† llama-3.1-8b fp8 b64 128/128: implausible: it implies " in told
+    assert told.count("†") == 1
+
+
+def test_ours_on_two_gpus_have_a_panel_each(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(64,)))
+    both = [
+        dataclasses.replace(row, environment=dataclasses.replace(row.environment, gpu=gpu), row_id=gpu + row.row_id, stored_key="")
+        for gpu in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+        for row in rows
+    ]
+    theirs = Published("Peer v1", "H200", "llama-3.1-8b", "fp8", "fp8", 128, 128, 1, 100.0, "m")
+    drawn = figure("published", Material({"": both}, published=[theirs]))
+    assert sorted(ax.get_title(loc="left") for ax in drawn.axes) == [
+        "llama-3.1-8b fp8, 128/128, ours on H100",
+        "llama-3.1-8b fp8, 128/128, ours on H200",
+    ]
+
+
 def test_published_at_a_concurrency_has_a_panel_of_its_own(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
     rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
     theirs = [Published("Peer", "H200", "llama-3.1-8b", "fp8", "", 128, 128, 1, 100.0 * count, "m", concurrency=count) for count in (8, 64)]

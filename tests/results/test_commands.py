@@ -115,6 +115,27 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "fp8 128/128 b" in beside, "what names a row is whole in 80 columns"
     assert "…" not in beside
     assert run(capsys, "compare", a, "--pareto")[1].count("b2048") == 1
+    code, out, _ = run(capsys, "compare", a, "--pareto", "--format", "markdown")
+    assert out.splitlines()[:2] == [
+        "| set | cell | device | rep | per user, tok/s/user | per GPU, tok/s/GPU |",
+        "| --- | --- | --- | --: | --: | --: |",
+    ]
+    code, out, _ = run(capsys, "compare", a, "--against", "published", "--format", "markdown", "--sort", "-ratio")
+    ratios = [float(line.split("|")[-3]) for line in out.splitlines() if line.startswith("| llama")]
+    assert ratios == sorted(ratios, reverse=True)
+    assert "- here, llama-3.1-8b fp8 128/128: 4096 requests, up to 2048 running" in out
+
+
+def test_what_a_gpu_cannot_do_is_told_in_every_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Also on which GPU a cell of a front was measured: fronts are per device."""
+    mine = store(tmp_path / "a", scale=2.0, repeats=1)
+    h200 = store(tmp_path / "b", environment=dataclasses.replace(H100, gpu="NVIDIA H200"), repeats=1)
+    run(capsys, "results", "merge", tmp_path / "both", mine, h200)
+    for command in (("results", "ls", tmp_path / "both"), ("compare", tmp_path / "both", "--pareto")):
+        out = run(capsys, *command)[1]
+        assert out.count("implausible: it implies 1,8") == 1
+    assert "H100 80GB HBM3" in out
+    assert "H200" in out
 
 
 def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +159,8 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
         (("compare", "A", "--by", "precision"), "nothing to compare by precision"),
         (("compare", "A", "--against", "folklore"), "only 'published'"),
         (("compare", "A", "--pareto", "--by", "batch"), "--by is for comparing result sets, and --pareto is another table"),
+        (("compare", "A", "--against", "published", "--gpu-price-per-hour", "2"), "--against shows no cost"),
+        (("compare", "A", "--accuracy", "--gpu-price-per-hour", "list"), "--accuracy shows no cost"),
         (("compare", "A", "--pareto", "--accuracy"), "--accuracy and --pareto are tables of their own; give one of them"),
         (("results", "show", "A", "zzz"), "no cell of"),
         (("results", "export", "A", "x.doc"), "writes .csv"),

@@ -295,6 +295,23 @@ def test_an_implausible_figure_is_told_beside_ours() -> None:
     assert "implies 350 TFLOP/s" in compare_text.beside_markdown(found)
 
 
+def test_ours_that_cannot_be_is_told_beside_theirs() -> None:
+    found = published.beside(rows(60_000.0, 2048, num_requests=8192))
+    assert {one.doubt is not None for one in found} == {True}
+    (first, *_) = compare_text.beside_records(found)
+    assert first["ours_implausible"].startswith("implausible: it implies ")
+    assert f"here: {first['ours_implausible']}" in compare_text.beside_markdown(found)
+
+
+def test_another_engine_is_not_taken_for_ours() -> None:
+    """Its runs stand beside published figures too, apart and by its name; what attention of prompts multiplies is told."""
+    found = published.beside(rows(20_000.0, 2048, num_requests=8192) + rows(30_000.0, 2048, num_requests=8192, target="vllm"))
+    assert {(one.ours.cell.target, one.ours_tokens_per_s) for one in found} == {("native", 20_000.0), ("vllm", 30_000.0)}
+    assert {one.here for one in found} == {"8192 requests, up to 2048 running", "vllm, 8192 requests, up to 2048 running"}
+    narrow = published.beside(rows(20_000.0, 2048, settings={"context_attention": "fp8"}))
+    assert narrow[0].here == "all requests, up to 2048 running, attention of prompts in fp8"
+
+
 def test_every_published_figure_has_a_source_and_a_method() -> None:
     assert len(published.load()) == 268 + 39 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())

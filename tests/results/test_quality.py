@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from trtllm_dashboards.quality import interval, print_quality
+from trtllm_dashboards.quality import interval, print_quality, quality_markdown
 from trtllm_results.compare.quality import beside_speed, front
 from trtllm_results.metrics.quality import WindowSums, task_figures, text_figures
 from trtllm_results.metrics.registry import QUALITY
@@ -103,3 +104,37 @@ def test_speed_and_quality_stand_side_by_side_with_the_front() -> None:
 def test_the_front_has_what_nothing_beats_in_both() -> None:
     assert front([(1, 1), (2, 2), (2, 3), (0.5, 1), (3, 3)]) == [True, True, False, False, True]
     assert front([(1, 1), (1, 1)]) == [True, True]
+
+
+def test_engines_on_two_devices_are_no_repeats_of_each_other_and_no_alternatives() -> None:
+    """An H100 and an H200 run the same engine (one fingerprint): their mean is no speed of either. A second version counts alone."""
+    here = [row("bf16", 1000.0, **WIDE), row("fp8", 1800.0, **FP8)]
+    there = [
+        replace(one, environment=Environment(gpu="NVIDIA H200"), figures={**one.figures, "output_tokens_per_s": 5000.0}) for one in here
+    ]
+    later = [
+        replace(one, environment=Environment(cpu="x", driver="2"), started_at="9", figures={**WIDE, "output_tokens_per_s": 2000.0})
+        for one in here[:1]
+    ]
+    lines = beside_speed([*here, *there, *later])
+    assert [(line.row.environment.device, line.row.cell.precision, line.output_tokens_per_s, line.speedup) for line in lines] == [
+        ("x", "bf16", 2000.0, 1.0),
+        ("x", "fp8", 1800.0, 0.9),
+        ("NVIDIA H200", "bf16", 5000.0, 1.0),
+        ("NVIDIA H200", "fp8", 5000.0, 1.0),
+    ]
+    assert [line.on_front for line in lines] == [True, False, True, False]
+    stream = io.StringIO()
+    print_quality(lines, Console(file=stream, width=80))
+    assert [line for line in stream.getvalue().splitlines() if line.startswith("accuracy")] == [
+        "accuracy beside speed on x: m b8 128/128",
+        "accuracy beside speed on H200: m b8 128/128",
+    ]
+
+
+def test_perplexities_of_two_texts_are_not_set_against_each_other() -> None:
+    other = replace(row("int4", 3000.0, **INT4), extra={"accuracy": {"text": "u.txt", "length": 256}})
+    lines = beside_speed([row("fp8", 1800.0, **FP8), other])
+    assert [line.on_front for line in lines] == [True, True]
+    assert "4,096 tokens of t.txt" in quality_markdown(lines)
+    assert "4,096 tokens of u.txt" in quality_markdown(lines)

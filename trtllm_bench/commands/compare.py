@@ -59,6 +59,8 @@ def command(
     for flag, asked in of_sets if tables else ():
         if asked:
             raise ResultsError(f"{flag} is for comparing result sets, and {tables[0]} is another table; leave one of them out")
+    if gpu_price and (against or accuracy):
+        raise ResultsError(f"{tables[0]} shows no cost, so --gpu-price-per-hour changes nothing there; leave one of them out")
     sets = [selection.load_set(spec) for spec in results]
     sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
     if not any(one.rows for one in sets):
@@ -165,13 +167,16 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     flat = _sorted(flat_in_order, sort)
     if output != "table" or out is not None:
         texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: compare_text.to_csv(flat)}
-        _emit(texts.get(output, lambda: compare_text.beside_markdown(comparisons))(), out)
+        place = {id(one): comparison for one, comparison in zip(flat_in_order, comparisons, strict=True)}
+        _emit(texts.get(output, lambda: compare_text.beside_markdown([place[id(one)] for one in flat]))(), out)
         return
     console = plain_console()
     marks, meanings = compare_text.lettered(comparisons)
     marked = {id(one): mark for one, mark in zip(flat_in_order, marks, strict=True)}
+    several_targets = len({one["target"] for one in flat}) > 1
     for one in flat:
         one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']} b{one['batch']}"
+        one["gpu"] += f", {one['target']}" * several_targets
         one["source"] = f"{one['source'].replace('TensorRT-LLM perf-overview', 'TRT-LLM')}, {one['their_gpu']}"
         one["mark"] = marked[id(one)]
     columns = [
@@ -193,14 +198,14 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     console.print()
     for letter, meaning in meanings.items():
         sentence(console, f"{letter}  {meaning}", "dim")
-    for text in dict.fromkeys(f"here, {one['shape']}: {one['here']}" for one in flat):
+    for text in dict.fromkeys(f"here, {one['model']} {one['shape']}: {one['here']}" for one in flat):
         sentence(console, text, "dim")
 
 
 def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:
     import json
 
-    from trtllm_dashboards.quality import print_quality
+    from trtllm_dashboards.quality import print_quality, quality_markdown
     from trtllm_dashboards.tables import plain_console, sentence
     from trtllm_results.compare.quality import beside_speed, why_not_scored
     from trtllm_results.compare.report import to_csv
@@ -219,13 +224,15 @@ def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:
             sentence(console, f"{', '.join(labels[:2])}{more}: no accuracy: {reason}", "yellow")
         return
     flat = [line.record() for line in lines]
-    _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
+    texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: to_csv(flat)}
+    _emit(texts.get(output, lambda: quality_markdown(lines))(), out)
 
 
 def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: bool) -> None:
     import json
 
-    from trtllm_dashboards.tables import Column, plain_console, sentence, show
+    from trtllm_dashboards.points import short_device
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show, to_markdown
     from trtllm_results.compare.align import fronts
     from trtllm_results.compare.report import to_csv
     from trtllm_results.cost import ADDED, places, short, short_unit
@@ -235,30 +242,37 @@ def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: boo
     more = ADDED if with_cost else ()
     flat = [
         {"set": one.name, "workload": workload, "cell": row.label, "batch": row.cell.batch, "repeats": repeats}
+        | {"device": short_device(row.environment.device), "target": row.cell.target}
         | {name: row.figures.get(name) for name in (per_user, per_gpu, *more)}
+        | {"implausible": "" if row.implausible is None else row.implausible.text}
         for one in sets
         for workload, row, repeats in fronts(one.rows)
     ]
     if not flat:
         raise ResultsError(f"no result carries both {per_user} and {per_gpu}; measure with token times")
-    if output != "table" or out is not None:
-        _emit(json.dumps(flat, indent=1) if output == "json" else to_csv(flat), out)
-        return
-    console = plain_console()
     columns = [
         Column("set", priority=3),
         Column("cell", hoist=False, whole=True),
+        Column("device", priority=2),
+        *[Column("target", priority=2)] * (len({line["target"] for line in flat}) > 1),
         Column("repeats", "rep", kind="number", priority=2),
         Column(per_user, "per user", unit="tok/s/user", kind="number"),
         Column(per_gpu, "per GPU", unit="tok/s/GPU", kind="number"),
         *(Column(name, short(name), unit=short_unit(name), kind="number", places=places(name), priority=1) for name in more),
     ]
+    if output != "table" or out is not None:
+        texts = {"json": lambda: json.dumps(flat, indent=1), "csv": lambda: to_csv(flat)}
+        _emit(texts.get(output, lambda: to_markdown(flat, columns))(), out)
+        return
+    console = plain_console()
     for workload in dict.fromkeys(line["workload"] for line in flat):
         words = workload.split()
         lines = [line for line in flat if line["workload"] == workload]
         lines = [line | {"cell": " ".join(word for word in line["cell"].split() if word not in words)} for line in lines]
         show(lines, columns, title=f"{workload}, Pareto front", console=console)
         console.print()
+    for text in dict.fromkeys(f"{line['cell']}: {line['implausible']}" for line in flat if line["implausible"]):
+        sentence(console, text, "yellow")
     sentence(console, "of each set and workload the cells that no other one beats in both; arithmetic means over repeats", "dim")
 
 

@@ -41,7 +41,7 @@ def ls(
       trtllm-bench results ls runs/a
       trtllm-bench results ls runs/a runs/b --where precision=fp8
     """
-    from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_dashboards.tables import Column, plain_console, sentence, show
     from trtllm_results.cost import ADDED, Price, places, priced, short, short_unit
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
@@ -79,7 +79,10 @@ def ls(
         else Column(name, title(name), unit=METRICS[name].unit if name in METRICS else "", kind="number", priority=1)
         for name in figures
     ]
-    show(lines, columns, title=shared, console=plain_console())
+    console = plain_console()
+    show(lines, columns, title=shared, console=console)
+    for text in dict.fromkeys(f"{row.key[:8]}, repeat {row.repeat}: {doubt.text}" for row in all_rows if (doubt := row.implausible)):
+        sentence(console, text, "yellow")
     for note in price.notes(all_rows) if price else []:
         typer.echo(note)
 

@@ -112,6 +112,7 @@ def draw(material: Material) -> Figure:
     lines = _lines(found, by, {chosen.x, *chosen.row, *chosen.col})
     words = f"{y.words} against {x.words}"
     sheet = style.Sheet(words[:1].upper() + words[1:], common(found))
+    sheet.mark_doubts(found)
     legend = style.looks(lines)
     drawing, axes = sheet.panels(list(panels), columns=columns)
     shown = {chosen.x, *chosen.by, *chosen.row, *chosen.col}

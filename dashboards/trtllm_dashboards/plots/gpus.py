@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 COLORS = {"ours": style.PALETTE[0], "predicted": style.PALETTE[0], "nvidia": "#8C959F", "brief": "#D0D7DE"}
 HATCH = "////"
-DOUBTFUL = "†"
 BAR, GAP = 0.24, 0.6
 """Inches of a bar; bars between two GPUs."""
 
@@ -30,7 +29,7 @@ def draw(material: Material) -> Figure:
     drawing, axes = sheet.panels([case.title for case in found.cases], columns=2, width=6.6, height=0.7 + BAR * slots)
     for ax, case in zip(axes, found.cases, strict=True):
         _bars(ax, case, slots)
-    sheet.notes += [f"{DOUBTFUL} {text}." for text in found.doubts]
+    sheet.notes += [f"{style.DOUBTFUL} {text}." for text in found.doubts]
     sheet.notes += [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
     if not any(bar.kind in ("ours", "predicted") for case in found.cases for bars in case.bars.values() for bar in bars):
         sheet.notes.append("Nothing of ours here: name results, or run this in a checkout, which has what was recorded.")
@@ -70,7 +69,7 @@ def _bars(ax: Axes, case: Case, slots: float) -> None:
                 ax.errorbar(
                     rate.mean, at, xerr=[[rate.mean - rate.low], [rate.high - rate.mean]], color=style.INK, elinewidth=1, capsize=2.5
                 )
-            mark = f" {DOUBTFUL}" if bar.doubt else ""
+            mark = f" {style.DOUBTFUL}" if bar.doubt else ""
             style.remark(ax, f"{brief(rate.mean)}{mark}  {bar.detail}", (rate.high, at), (5, 0), va="center", color=style.INK)
             highest = max(highest, rate.high)
             at += 1

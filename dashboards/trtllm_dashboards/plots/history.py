@@ -44,6 +44,7 @@ def draw(material: Material) -> Figure:
     drawing, axes = sheet.panels(list(shown), columns=2 if len(shown) > 1 else 1, width=5.6)
     for ax, line in zip(axes, shown.values(), strict=True):
         _line(ax, line)
+    sheet.mark_doubts(p for line in shown.values() for p in line)
     drawn = [e for line in shown.values() for p in line if (e := p.get(FIGURE))]
     gated = [any(p.rows[0].arm for p in line) for line in shown.values()]
     parts = ["Vertical line: change point; grey: mean level between them."] * (not all(gated))

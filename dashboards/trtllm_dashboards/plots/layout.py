@@ -48,6 +48,7 @@ def layout(plotted: Sequence[Point], sheet: style.Sheet, describe: Callable[[Poi
     panels = grouped(shown, panel_by)
     series_by = telling(shown, varying(shown, [*panel_by, "batch", "request_rate"]), panel_by)
     sheet.subtitle = style.subtitle(shown)
+    sheet.mark_doubts(shown)
     if alone:
         named = "; ".join(f"{title}, {_load(point)}: {describe(point)}" for title, point in alone[:MOST_NAMED])
         more = f"; and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""

@@ -36,6 +36,7 @@ def draw(material: Material) -> Figure:
         )
     shown = [p for members in style.limited(several or groups, sheet, MOST_ROWS, "settings").values() for p in members]
     sheet.subtitle = style.subtitle(shown)
+    sheet.mark_doubts(shown)
     groups = grouped(shown, telling(shown, varying(shown, ("batch", "request_rate")), ()))
     names = {"ttft": "TTFT", "tpot": "TPOT"}
     titles = [f"{names[m]}, {label}" if label else names[m] for label in groups for m in metrics]

@@ -45,6 +45,7 @@ def draw(material: Material) -> Figure:
     if len(found_pairs) > MOST:
         sheet.notes.append(f"{MOST} of {len(found_pairs)} pairs shown; narrow with --where.")
     shown = found_pairs[:MOST]
+    sheet.mark_doubts(point for pair in shown for point in (pair.base, pair.point))
     named = [name for name in NAMED if name in varying([pair.point for pair in shown])]
     legend = {name: _bar_look(look) for name, look in style.looks(pair.point.cell.precision for pair in shown).items()}
     drawing, (ax,) = sheet.panels([""], width=9.0, height=0.75 + ROW * max(len(shown), FEWEST))

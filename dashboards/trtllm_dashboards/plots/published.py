@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 FIGURE = "output_tokens_per_s"
 OURS, SAME, OTHER = style.PALETTE[0], "#8C959F", "#D0D7DE"
 MOST, COLUMNS = 6, 2
-DOUBTFUL = "†"
-"""Marks a figure that its GPU cannot reach; the footer says why."""
 
 
 def case(one: Beside) -> str:
@@ -32,10 +30,18 @@ def case(one: Beside) -> str:
     return f"{cell.model} {cell.precision}{tp}, {cell.isl}/{cell.osl}{at_once}"
 
 
+def _whose(one: Beside) -> str:
+    """Our GPU, and what served unless it was our engine."""
+    target = one.ours.cell.target
+    return gpu_class(one.ours.environment.device) + ("" if target == "native" else f", {target}")
+
+
 def draw(material: Material) -> Figure:
+    found = beside(material.rows, material.published)
+    several = len({_whose(one) for one in found}) > 1
     cases: dict[str, list[Beside]] = {}
-    for one in beside(material.rows, material.published):
-        cases.setdefault(case(one), []).append(one)
+    for one in found:
+        cases.setdefault(case(one) + f", ours on {_whose(one)}" * several, []).append(one)
     sheet = style.Sheet("Output throughput beside published figures", "")
     if len(cases) > MOST:
         sheet.notes.append(f"{MOST} of {len(cases)} cases shown, those with most counterparts; narrow with --where.")
@@ -50,7 +56,8 @@ def draw(material: Material) -> Figure:
     doubts = sorted(
         f"{name(theirs)}, {theirs.output_tokens_per_s:,.0f}: {doubt.text}" for theirs in shown if (doubt := theirs.implausible) is not None
     )
-    sheet.notes += [f"{DOUBTFUL} {text}." for text in doubts]
+    doubts += sorted({f"ours, {title}: {one.doubt.text}" for title, found in cases.items() for one in found if one.doubt is not None})
+    sheet.notes += [f"{style.DOUBTFUL} {text}." for text in doubts]
     legend = {"ours": OURS, "others on the same kind of GPU": SAME, "others on another GPU": OTHER}
     sheet.notes.append(
         "Published figures carry no interval; methods differ: `trtllm-bench compare --against published` says how, row by row."
@@ -67,9 +74,13 @@ def _bars(ax: Axes, cases: list[Beside], material: Material, slots: int) -> None
         if r.cell == mine.ours.cell and r.key == mine.ours.key and r.status == "ok" and FIGURE in r.figures
     ]
     spread = estimate(runs)
-    entries = [(f"ours, {gpu_class(mine.ours.environment.device)}", mine.ours_tokens_per_s, OURS)]
+    entries = [(f"ours, {_whose(mine)}" + f" {style.DOUBTFUL}" * (mine.doubt is not None), mine.ours_tokens_per_s, OURS)]
     entries += [
-        (text + f" {DOUBTFUL}" * (one.theirs.implausible is not None), one.theirs.output_tokens_per_s, SAME if one.same_gpu else OTHER)
+        (
+            text + f" {style.DOUBTFUL}" * (one.theirs.implausible is not None),
+            one.theirs.output_tokens_per_s,
+            SAME if one.same_gpu else OTHER,
+        )
         for text, one in zip(names_apart([one.theirs for one in theirs]), theirs, strict=True)
     ]
     for index, (_, value, color) in enumerate(entries):

@@ -39,10 +39,11 @@ def draw(material: Material) -> Figure:
     if len({point.cell.engine_fingerprint for point in found}) < 2:
         raise DashboardError("the quality plot needs accuracy of two engines or more; measure it: trtllm-bench sweep --accuracy text.txt")
     sheet = style.Sheet("Quality against speed", "")
-    panel_by = [d for d in ("shape", "batch", "request_rate") if d in varying(found)]
+    panel_by = [d for d in ("device", "target", "shape", "batch", "request_rate") if d in varying(found)]
     groups = style.limited(grouped(found, panel_by), sheet)
     shown = [p for members in groups.values() for p in members]
     sheet.subtitle = style.subtitle(shown)
+    sheet.mark_doubts(shown)
     series_by = varying(shown, panel_by)
     legend = style.looks(grouped(shown, series_by))
     drawing, axes = sheet.panels(list(groups))

@@ -40,6 +40,7 @@ def draw(material: Material) -> Figure:
         sheet.notes.append(f"{MOST} of {len(cells)} cells shown, those with most repeats; narrow with --where.")
     kept = sorted(cells, key=lambda label: -max(len(p.rows) for p in cells[label]))[:MOST]
     shown = {label: line for label, line in cells.items() if label in kept}
+    sheet.mark_doubts(p for line in shown.values() for p in line)
     names = {label: _names(line) for label, line in shown.items()}
     legend = style.looks(name for line in names.values() for name in line)
     heights = 0.9 + 0.45 * max(len(line) for line in shown.values())

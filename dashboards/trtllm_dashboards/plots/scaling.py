@@ -56,6 +56,7 @@ def draw(material: Material) -> Figure:
     panel_by = [d for d in ("model", "shape") if d in varying(plotted)]
     groups = style.limited(grouped(plotted, panel_by), sheet, 3)
     shown = [p for members in groups.values() for p in members]
+    sheet.mark_doubts(shown)
     series_by = varying(shown, [*panel_by, "batch", "request_rate", "tp", "pp", "replicas"])
     lines = {label: loads_of(members, series_by) for label, members in groups.items()}
     legend = style.looks([*grouped(shown, series_by), *(name for of_group in lines.values() for name in of_group)])

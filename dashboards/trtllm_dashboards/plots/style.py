@@ -38,6 +38,10 @@ HELD = "\x00"
 MAX_PANELS = 9
 PANEL_WIDTH, PANEL_HEIGHT = 4.3, 3.1
 FORMATS = ("png", "svg")
+DOUBTFUL = "†"
+"""Marks a figure that its GPU cannot reach; the footer says why."""
+MOST_DOUBTS = 3
+"""Told one by one in a footer."""
 
 RC: Mapping[str, object] = {
     "font.family": "sans-serif",
@@ -134,6 +138,14 @@ class Sheet:
         for ax in axes[len(titles) :]:
             ax.remove()
         return figure, axes[: len(titles)]
+
+    def mark_doubts(self, shown: Iterable[Point]) -> None:
+        """Notes which of the points shown have a throughput that their GPUs cannot reach, and why."""
+        doubts = [f"{DOUBTFUL} {p.rows[0].label}: {doubt.text}." for p in shown if (doubt := p.implausible) is not None]
+        doubts = list(dict.fromkeys(doubts))
+        self.notes += doubts[:MOST_DOUBTS]
+        if len(doubts) > MOST_DOUBTS:
+            self.notes.append(f"{DOUBTFUL} and {len(doubts) - MOST_DOUBTS} more are implausible; `results show` says why.")
 
     def finish(self, figure: Figure, legend: Mapping[str, Look] | None = None, *, marker_only: bool = False) -> Figure:
         """Header, legend and footer at fixed heights in inches; where they take more than an inch, the figure grows for them."""

@@ -1,10 +1,10 @@
 """Other people's figures, and ours beside them.
 
 A published figure is one number with a source: no repeats, no environment, a method known only in part. So it gets a ratio and a sentence
-on what differs, never a verdict or an interval. Ours is the fastest cell (newest version, mean over repeats) of the same model, precision,
-shape and parallel layout, because the published ones are maximum throughput; a figure taken at so many requests at once meets cells with
-as many sequences in flight only. A published ISL within 10% is matched and the difference said (GPT-J
-cannot do 2048/128 within its 2048 positions).
+on what differs, never a verdict or an interval. Ours is the fastest cell (newest version, mean over repeats) of the same target, model,
+precision, shape and parallel layout, because the published ones are maximum throughput; a figure taken at so many requests at once meets
+cells with as many sequences in flight only. A published ISL within 10% is matched and the difference said (GPT-J cannot do 2048/128 within
+its 2048 positions).
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Beside:
-    """Ours beside one published figure. `ratio` is ours / theirs; `differs` names what the two do not share, `here` our method."""
+    """Ours beside one published figure. `ratio` is ours / theirs; `differs` names what the two do not share and what of either cannot be,
+    `here` our method, `doubt` why ours cannot be."""
 
     ours: Row
     ours_tokens_per_s: float
@@ -103,6 +104,7 @@ class Beside:
     same_gpu: bool
     differs: tuple[str, ...]
     here: str
+    doubt: Implausible | None = None
 
     @property
     def ratio(self) -> float:
@@ -198,20 +200,22 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
     rows = [row for row in every if not row.predicted]
     if every and not rows:
         raise ResultsError("these results are predictions, and ours beside published figures is what was measured; measure the cells")
-    groups: dict[tuple[str, str, str, int, int, int], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str, int, int, int], list[Row]] = {}
     for row in rows:
         if row.status == "ok" and row.figures.get("output_tokens_per_s", 0) > 0 and row.cell.gpus == row.cell.tp:
             cell = row.cell
-            key = (row.environment.gpu, canonical(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
+            key = (cell.target, row.environment.gpu, canonical(cell.model), _precision(cell.precision), cell.isl, cell.osl, cell.tp)
             groups.setdefault(key, []).append(row)
     comparisons: list[Beside] = []
     for group in groups.values():
         for theirs in published:
             candidates = [row for row in group if _matches(row.cell, theirs)]
             if candidates:
-                best, rate, repeats = _fastest(candidates)
+                repeats, rate = _fastest(candidates)
+                best, doubt = repeats[0], next((row.implausible for row in repeats if row.implausible), None)
                 same = gpu_class(best.environment.gpu) == gpu_class(theirs.gpu)
-                comparisons.append(Beside(best, rate, repeats, theirs, same, _differences(best, theirs, same), _method(best.cell)))
+                differs = (*_differences(best, theirs, same), *([f"here: {doubt.text}"] if doubt else []))
+                comparisons.append(Beside(best, rate, len(repeats), theirs, same, differs, _method(best.cell), doubt))
     if not comparisons:
         raise ResultsError(
             "none of these results has a published counterpart (same model, precision, ISL/OSL and tensor parallelism); "
@@ -241,12 +245,12 @@ def _in_flight(cell: Cell) -> int:
     return min((count for count in (cell.batch, cell.num_requests) if count), default=0)
 
 
-def _fastest(group: list[Row]) -> tuple[Row, float, int]:
-    """The case of highest mean throughput, each by its newest version: one of its rows, the mean, how many repeats."""
+def _fastest(group: list[Row]) -> tuple[tuple[Row, ...], float]:
+    """The case of highest mean throughput, each by its newest version: its repeats and their mean."""
     found = newest(group)
     means = [sum(row.figures["output_tokens_per_s"] for row in rows) / len(rows) for rows in found]
     best = means.index(max(means))
-    return found[best][0], means[best], len(found[best])
+    return found[best], means[best]
 
 
 def _precision(name: str) -> str:
@@ -271,4 +275,12 @@ def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...
 
 def _method(cell: Cell) -> str:
     load = f"{cell.request_rate:g} requests/s" if cell.request_rate else f"{cell.num_requests or 'all'} requests"
-    return load + (f", up to {cell.batch} running" if cell.batch else "") + (f", workload {cell.workload}" if cell.workload else "")
+    attention = cell.settings.get("context_attention")
+    parts = [
+        "" if cell.target == "native" else f"{cell.target} {cell.target_version}".strip(),
+        load,
+        f"up to {cell.batch} running" if cell.batch else "",
+        f"workload {cell.workload}" if cell.workload else "",
+        f"attention of prompts in {attention}" if attention not in (None, "wide") else "",
+    ]
+    return ", ".join(part for part in parts if part)

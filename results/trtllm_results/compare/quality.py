@@ -1,7 +1,8 @@
 """Accuracy beside speed: for each cell whose engine was scored, what its precision gains and what it costs.
 
-Cells are set against others of the same shape and load. Of those, the one that others were scored against (the widest) is the base of the
-speed-up; on the front are those that no other beats in both, speed and perplexity (or the task, where no text was scored).
+Cells are set against others of the same shape, load, device and target that were scored on the same text. Of those, the one that others
+were scored against (the widest) is the base of the speed-up; on the front are those that no other beats in both, speed and perplexity (or
+the task, where no text was scored).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from trtllm_results.metrics.registry import HEADLINE, QUALITY
 from trtllm_results.record.cell import ALIGN_FIELDS
 from trtllm_results.record.row import ACCURACY, NOT_SCORED, Row
-from trtllm_results.versions import varied_in
+from trtllm_results.versions import case_of, measured_at, varied_in, versions
 
 OF_PRECISION = ("model", "precision", "kv_dtype")
 
@@ -36,12 +37,20 @@ class QualityLine:
         return {
             "label": self.row.label,
             **named,
+            "device": self.row.environment.device,
+            "target": cell.target,
             HEADLINE: self.output_tokens_per_s,
             "speedup": self.speedup,
             **self.figures,
             "front": self.on_front,
             "not_scored": not_scored(self.row),
         }
+
+
+def scored_on(row: Row) -> tuple[str, ...]:
+    """What a row's perplexity is of: perplexities of two texts, or of two parts of one, are not set against each other."""
+    details = row.extra.get(ACCURACY, {})
+    return tuple(str(details.get(name, "")) for name in ("text", "sha256", "length", "windows"))
 
 
 def not_scored(row: Row) -> str:
@@ -59,16 +68,20 @@ def why_not_scored(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def beside_speed(rows: Sequence[Row]) -> list[QualityLine]:
-    """Of rows that are `ok` and carry accuracy, by shape and load, then by falling quality."""
+    """Of rows that are `ok` and carry accuracy, by shape and load, then by falling quality. An engine measured in several versions of the
+    tool or of its machine is told by the newest."""
     varied = varied_in(rows)
-    cells: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row.status == "ok" and HEADLINE in row.figures and any(name in row.figures for name in ("perplexity", "task_accuracy")):
-            cells.setdefault((*row.case(varied), row.cell.engine_fingerprint), []).append(row)
-    groups: dict[tuple[Any, ...], list[list[Row]]] = {}
+    scored = [row for row in rows if HEADLINE in row.figures and any(name in row.figures for name in ("perplexity", "task_accuracy"))]
+    cells: dict[tuple[Any, ...], tuple[Row, ...]] = {}
+    for repeats in versions(scored):
+        cell = (case_of(repeats[0], varied), repeats[0].cell.engine_fingerprint)
+        if cell not in cells or measured_at(repeats) > measured_at(cells[cell]):
+            cells[cell] = repeats
+    groups: dict[tuple[Any, ...], list[tuple[Row, ...]]] = {}
     for repeats in cells.values():
-        shape = tuple(value for name, value in repeats[0].case(varied) if name not in OF_PRECISION)
-        groups.setdefault(shape, []).append(repeats)
+        first = repeats[0]
+        shape = tuple(value for name, value in first.case(varied) if name not in OF_PRECISION)
+        groups.setdefault((shape, first.environment.device, first.cell.target, scored_on(first)), []).append(repeats)
     return [line for members in groups.values() for line in _lines(members)]
 
 

@@ -75,6 +75,7 @@ def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
             "osl": one.ours.cell.osl,
             "batch": one.ours.cell.batch,
             "tp": one.ours.cell.tp,
+            "target": one.ours.cell.target,
             "gpu": gpu_class(one.ours.environment.device),
             "ours": one.ours_tokens_per_s,
             "repeats": one.repeats,
@@ -84,6 +85,7 @@ def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
             "ratio": one.ratio,
             "same_gpu": one.same_gpu,
             "implausible": "" if one.theirs.implausible is None else one.theirs.implausible.text,
+            "ours_implausible": "" if one.doubt is None else one.doubt.text,
             "differs": "; ".join(one.differs),
             "here": one.here,
         }
@@ -163,6 +165,8 @@ def beside_markdown(comparisons: Sequence[Beside]) -> str:
             f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
             f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
         )
-    here = dict.fromkeys(f"here, {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(comparisons))
+    here = dict.fromkeys(
+        f"here, {one['model']} {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(comparisons)
+    )
     notes = [f"{letter}: {part}" for letter, part in meanings.items()]
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in [*notes, *here])

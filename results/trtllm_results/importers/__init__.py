@@ -3,8 +3,8 @@
 Figures are mapped by *meaning* and not by name: AIPerf's and GuideLLM's "inter token latency" is one mean per request, which here is TPOT;
 GuideLLM's "time per output token" counts the first token, which here is nothing, so it goes to `extra`. A figure that a tool did not
 measure is absent, whatever placeholder it wrote. What a tool does not say (precision, GPU) is asked for with `results import --set
-FIELD=VALUE` and stays empty otherwise; NVIDIA's names of precisions become ours. `extra.definitions` names the tool whose clock and percentile
-rule produced the figures.
+FIELD=VALUE` and stays empty otherwise; NVIDIA's names of precisions become ours. `extra.definitions` names the tool whose clock and
+percentile rule produced the figures.
 
 Times are UTC. vLLM, AIPerf and GuideLLM's CSV write local time without its zone, which is taken to be this machine's
 (`_common.local_time`); vLLM's is the time when the run had ended.
