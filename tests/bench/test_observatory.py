@@ -238,6 +238,30 @@ def test_the_command_measures_prints_and_keeps_what_it_was_asked_for(
     assert drawing.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_would_change_nothing_or_be_lost_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flags of the other way to choose shapes, and a record that could not be written after an hour of measuring."""
+    beside = ["kernels", "--against", "published"]
+    for arguments, sentence in (
+        ([*beside, "attention"], "NAME is for the kernels of a model"),
+        ([*beside, "--model", "llama-3.1-8b"], "--model is for the kernels of a model"),
+        ([*beside, "--baseline", "old.json"], "--baseline is for the kernels of a model"),
+        ([*beside, "--no-peers"], "--peers is for the kernels of a model"),
+        (["kernels", "--ops", "gemm"], "--ops chooses among published shapes"),
+        (["kernels", "attention", "--limit", "0"], "--limit chooses among published shapes"),
+    ):
+        assert main(arguments) == 3
+        assert sentence in capsys.readouterr().err
+    monkeypatch.setattr("trtllm_bench.machine.gpus", lambda: ["gpu"])
+    monkeypatch.setattr(Environment, "capture", lambda use_gpu: pytest.fail("it went on"))
+    (tmp_path / "file").write_text("")
+    for flag, name in (("--out", "ops.json"), ("--plot", "ops.png")):
+        for command in (beside, ["kernels"]):
+            assert main([*command, flag, str(tmp_path / "file" / name)]) == 1
+            assert f"cannot write {tmp_path / 'file' / name}" in capsys.readouterr().err
+
+
 def test_the_command_without_a_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trtllm_bench.machine.gpus", list)
     assert main(["kernels", "--against", "published"]) == 3

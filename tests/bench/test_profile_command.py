@@ -103,6 +103,15 @@ def test_mistakes_are_one_sentence(
     assert "Traceback" not in said
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("trtllm_bench.profiling.cell.profile_cell", lambda *given: pytest.fail("it was measured"))
+    assert main(["profile", *SHAPE, "--out", str(tmp_path / "file" / "p")]) == 3
+    assert f"cannot write {tmp_path / 'file' / 'p' / 'profile.json'}" in capsys.readouterr().err
+
+
 def test_a_damaged_profile_says_so(tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text('{"kernels": []}')
     with pytest.raises(ValueError, match="is not a profile of this version"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +13,13 @@ import typer
 from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
 
+OF_A_MODEL = ("name", "model", "precision", "kv_dtype", "m", "kv_len", "past", "peers", "baseline", "margin")
+OF_PUBLISHED = ("ops", "limit")
+"""Parameters that only one of the two ways to choose shapes takes."""
+
 
 def command(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only ops whose name contains this, such as attention.")] = "",
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose shapes to take.")] = "llama-3.1-8b",
     precision: Annotated[str, options.option("precision", help="fp8, int4, int8_sq, ... (docs/quantization.md; default bf16).")] = "bf16",
@@ -58,6 +65,10 @@ def command(
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
+    if against and (idle := _given(context, OF_A_MODEL)):
+        raise BenchError(f"{idle} is for the kernels of a model, and --against published has shapes of its own; leave one of them out")
+    if not against and (idle := _given(context, OF_PUBLISHED)):
+        raise BenchError(f"{idle} chooses among published shapes; add --against published, or leave it out")
     if against:
         _beside_published(ops, limit, page_size, noise, seconds, out, plot)
         return
@@ -72,8 +83,10 @@ def command(
     from trtllm_bench.roofline.hardware import ceilings_for
     from trtllm_bench.tracing.collect import prime
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.files import check_writable
 
     console = plain_console()
+    check_writable(out, plot)
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")
@@ -105,6 +118,13 @@ def command(
         raise typer.Exit(code)
 
 
+def _given(context: typer.Context, names: Sequence[str]) -> str:
+    """The first of these parameters that the command line gave, as it is written there."""
+    parameters = {one.name: one for one in context.command.params}
+    given = (one for one in names if getattr(context.get_parameter_source(one), "name", "") == "COMMANDLINE")
+    return next((parameters[one].opts[0] if one != "name" else "NAME" for one in given), "")
+
+
 MOST_SECONDS = 0.5
 """Of measuring one shape, at most: there are hundreds."""
 SAVED_EVERY = 20
@@ -115,14 +135,17 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_results.compare import published_ops
     from trtllm_results.record.environment import Environment
+    from trtllm_results.store.files import check_writable
 
     devices = gpus()
     if not devices:
         raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+    check_writable(record, plot)
     environment = Environment.capture(use_gpu=True)
     published = published_ops.by_shape(environment.device)
     able = published_ops.ours(published, [name.strip() for name in ops.split(",") if name.strip()])
 
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.micro.observatory import compile_groups, groups_of, rule_of, run
     from trtllm_bench.micro.show import print_beside
     from trtllm_bench.micro.timing import CuptiTimer
@@ -133,7 +156,8 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     chosen = published_ops.sample(able, limit)
     groups, arch = groups_of(chosen), arch_of(devices[0])
     console.print(f"{len(chosen):,} of {len(able):,} shapes; compiling the kernels of {len(groups)} plans", style="dim")
-    compile_groups(groups, arch, page_size, lambda done, total: None)
+    with build_progress() as report:
+        compile_groups(groups, arch, page_size, partial(report, "kernels"))
     hardware, notes = ceilings_for(environment)
     done: list[published_ops.OpBeside] = []
 

@@ -50,7 +50,9 @@ def command(
     from trtllm_bench.sweep.profiles import FOLDER, link
     from trtllm_bench.targets.registry import runs_on_gpu
     from trtllm_bench.tracing.nsight import find
+    from trtllm_dashboards.profile_page import DATA_FILE
     from trtllm_dashboards.tables import plain_console
+    from trtllm_results.store.files import check_writable
 
     window = None if steps is None else Window.parse(steps)
     measured = None if cell is None else find_cell(cell)
@@ -76,6 +78,7 @@ def command(
         find(tool)
         if not runs_on_gpu(spec):
             raise BenchError(f"--{tool} looks into a GPU and this cell runs on the CPU; leave it out")
+    check_writable(folder / DATA_FILE)
     if nsys:
         profile = profile_with_nsys(without(sys.argv[1:], ("--nsys",), ("--ncu", "--out")), folder, request.command)
     else:

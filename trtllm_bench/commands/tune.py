@@ -67,10 +67,12 @@ def command(
 
     from trtllm_bench.tune.session import Asked, Summary, tune_on_gpu, tune_steps_on_gpu
     from trtllm_kernels import tactics
+    from trtllm_results.store.files import check_writable
 
     began = time.monotonic()
     arch, gpu = arch_of(devices[0]), str(devices[0]["gpu"])
     path = out or tactics.own_file(gpu)
+    check_writable(path)
     console = plain_console()
     asked = Asked(model, precisions, kv_dtype, kv_len, page_size, name, tp, arch, gpu, path, console)
     summary = Summary(0, 0, 0, ())
