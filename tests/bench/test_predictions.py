@@ -161,6 +161,21 @@ def test_a_b200_is_predicted_and_marked_as_known_by_its_data_sheet(tmp_path: Pat
     assert any("data sheet alone" in note for note in row.extra["predicted"])
 
 
+def test_throughput_that_arrivals_decide_has_no_interval_beyond_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """5 and 1e5 requests/s of 16 tokens: what is offered, and what the engine can do."""
+    shape = ("--batch-size", "8", "--isl", "32", "--osl", "16", "--num-requests", "40", "--model", "smollm2-135m", "--precision", "bf16")
+    assert main(["sweep", "--predict", "--gpu", "h200", *shape, "--arrivals", "constant:5;constant:100000", "--out", str(tmp_path)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "up to 128 sequences: throughput within a factor of 1.05" in told
+    slow, fast = sorted(Store(tmp_path).rows(), key=lambda row: row.cell.request_rate)
+    factor = interval_for(published("h200"), 8).factor
+    assert slow.figures["output_tokens_per_s"] == pytest.approx(40 * 16 / (39 / 5), rel=0.02)
+    for row, ends in ((slow, 1.001), (fast, factor)):
+        rate, interval = row.figures["output_tokens_per_s"], row.extra["interval"]
+        assert interval["low"] == pytest.approx(rate / ends, rel=2e-3)
+        assert interval["high"] == pytest.approx(rate * ends, rel=2e-3)
+
+
 def test_a_b200s_figures_are_judged_by_its_data_sheet() -> None:
     """Two FLOP a weight and token, 128 in and 128 out: 1,000 tokens/s of Llama-3.1-8B are about 29 TFLOP/s."""
     assert judge(Claim("B200", "llama-3.1-8b", "bf16", 128, 128, 60_000)) is None

@@ -50,10 +50,11 @@ class Clock:
 
 
 class PredictedRunner:
-    """Takes each step's predicted time on a device that is free when the step before is done; in a pipeline on one after another."""
+    """Takes each step's predicted time, times `pace`, on a device that is free when the step before is done; in a pipeline on one after
+    another."""
 
-    def __init__(self, stages: Sequence[StepModel], clock: Clock) -> None:
-        self._stages, self._clock = stages, clock
+    def __init__(self, stages: Sequence[StepModel], clock: Clock, pace: float = 1.0) -> None:
+        self._stages, self._clock, self._pace = stages, clock, pace
         self._free = [0.0] * len(stages)
         self._known: dict[tuple[int, ...], list[StepTime]] = {}
         self.shapes: dict[tuple[int, ...], tuple[StepShape, int]] = {}
@@ -61,10 +62,10 @@ class PredictedRunner:
 
     def launch(self, batch: StepBatch) -> PredictedStep:
         times = self._times(StepShape.of(batch))
-        self._clock.now += max(time.host_us for time in times) * 1e-6
+        self._clock.now += self._pace * max(time.host_us for time in times) * 1e-6
         done = self._clock.now
         for stage, time in enumerate(times):
-            done = self._free[stage] = max(self._free[stage], done) + time.device_us * 1e-6
+            done = self._free[stage] = max(self._free[stage], done) + self._pace * time.device_us * 1e-6
         return PredictedStep(self._clock, done, int(batch.sampled.sum()))
 
     def _times(self, shape: StepShape) -> list[StepTime]:
@@ -129,13 +130,15 @@ def predict(
     replicas: int = 1,
     constants: StepConstants | None = None,
     slo_ms: Mapping[str, float] | None = None,
+    pace: float = 1.0,
     on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None,
 ) -> tuple[dict[str, float], RequestLog]:
     """Figures of the run on as many of the GPU as the engine has ranks, and its requests. Raises `BenchError` when the model does not fit.
 
     `plans`: of each stage of a pipeline, in order. `constants`: the step model's, where they are not `hardware`'s.
     `replicas` copies of the engine, each on GPUs of its own, share the places in flight and take requests in proportion to them.
-    `slo_ms`: limits of goodput, where not those that requests bring themselves. `on_steps` is given the steps of each copy: what tells them
+    `slo_ms`: limits of goodput, where not those that requests bring themselves. `pace`: every step takes so many times as long as the model
+    says, for what an error of the model comes to. `on_steps` is given the steps of each copy: what tells them
     apart, and how many there were.
     """
     stages = [plans] if isinstance(plans, Plan) else list(plans)
@@ -157,7 +160,7 @@ def predict(
     shares = [[one for one in range(len(workload)) if one % (concurrency or copies) % copies == copy] for copy in range(copies)]
     for copy, share in enumerate(shares):
         clock = Clock()
-        runner = PredictedRunner(models, clock)
+        runner = PredictedRunner(models, clock, pace)
         loop = loop_type(runner, config, vocab_size=plan.config.vocab_size, clock=clock)
         costs = models[0].constants.step
         end_s, begin_s = (costs["end_us"] * 1e-6, costs["begin_us"] * 1e-6) if len(stages) > 1 else (0.0, 0.0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,23 +30,32 @@ COVER = 0.9
 LEAST = 3
 """Runs of ours that no constant follows from which on they tell the errors of GPUs that have such, in place of published figures."""
 ELSEWHERE, RANKS, QUANTIZED = "elsewhere", "ranks", "quantized"
+CELLS: Mapping[str, str] = {
+    "few": f"up to {SKINNY_TOKENS} sequences",
+    "many": f"more than {SKINNY_TOKENS} sequences, or any number",
+    RANKS: "several GPUs a copy",
+    QUANTIZED: "quantized precisions",
+}
+"""Each kind of step, as notes name its cells."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """`factor` f of p / f to p * f; `cover` the share of cases it holds, of `errors` earlier ones."""
+    """`factor` f of p / f to p * f; `cover` the share of cases it holds, of `errors` earlier ones; `cells` whose it is, in words."""
 
     factor: float
     cover: float
     errors: int
     basis: str
+    cells: str = ""
 
     def around(self, figure: float) -> tuple[float, float]:
         return figure / self.factor, figure * self.factor
 
     @property
     def note(self) -> str:
-        return f"throughput within a factor of {self.factor:.2f} in {self.cover:.0%} of cases, by {self.errors} errors of {self.basis}"
+        text = f"throughput within a factor of {self.factor:.2f} in {self.cover:.0%} of cases, by {self.errors} errors of {self.basis}"
+        return f"{self.cells}: {text}" if self.cells else text
 
 
 def kind_of(sequences: int, ranks: int = 1, quantized: bool = False) -> str:
@@ -70,20 +79,20 @@ def interval_for(hardware: Hardware, sequences: int, ranks: int = 1, quantized: 
         return _of_quantized(hardware, sequences, ranks)
     tables, kind = read_errors(), kind_of(sequences, ranks)
     kinds = next((tables[gpu] for gpu in tables if gpu in hardware.name.lower().replace(" ", "")), tables[ELSEWHERE])
-    if kind in kinds:
-        return interval_of(kinds[kind]["errors"], kinds[kind]["basis"])
-    return interval_of(kinds["many"]["errors"], f"{kinds['many']['basis']}, all with many sequences on one GPU")
+    table, more = (kinds[kind], "") if kind in kinds else (kinds["many"], ", all with many sequences on one GPU")
+    return replace(interval_of(table["errors"], table["basis"] + more), cells=CELLS[kind])
 
 
 def _of_quantized(hardware: Hardware, sequences: int, ranks: int) -> Interval:
     tables, name = read_errors(), hardware.name.lower().replace(" ", "")
     gpu = next(gpu for gpu, kinds in tables.items() if QUANTIZED in kinds)
-    alone = interval_of(tables[gpu][QUANTIZED]["errors"], tables[gpu][QUANTIZED]["basis"])
+    alone = replace(interval_of(tables[gpu][QUANTIZED]["errors"], tables[gpu][QUANTIZED]["basis"]), cells=CELLS[QUANTIZED])
     if ranks == 1 and gpu in name:
         return alone
     plain = interval_for(hardware, sequences, ranks)
     basis = f"{plain.basis}, times that by {alone.errors} errors of {alone.basis}; no such product was measured there"
-    return Interval(plain.factor * alone.factor, min(plain.cover, alone.cover), plain.errors, basis)
+    cells = f"{alone.cells}, {plain.cells}"
+    return Interval(plain.factor * alone.factor, min(plain.cover, alone.cover), plain.errors, basis, cells)
 
 
 @cache

@@ -132,28 +132,37 @@ def _row(
     workload = workload_of(spec) if plans or spec.workload.dataset else None
     environment = _environment(hardware)
     figures: dict[str, float] = {}
+
+    def run(pace: float) -> dict[str, float]:
+        assert workload is not None
+        figures, _ = predict(
+            plans,
+            hardware,
+            workload,
+            concurrency=spec.load.concurrency,
+            open_loop=spec.workload.open_loop,
+            policy=cast(Policy, engine.policy),
+            kv_cache_fraction=engine.kv_cache_fraction,
+            replicas=engine.replicas,
+            slo_ms=spec.load.slo_ms or None,
+            pace=pace,
+        )
+        return figures
+
     if plans and workload is not None:
         try:
-            figures, _ = predict(
-                plans,
-                hardware,
-                workload,
-                concurrency=spec.load.concurrency,
-                open_loop=spec.workload.open_loop,
-                policy=cast(Policy, engine.policy),
-                kv_cache_fraction=engine.kv_cache_fraction,
-                replicas=engine.replicas,
-                slo_ms=spec.load.slo_ms or None,
-            )
+            figures = run(1.0)
         except ValueError as problem:
             error = problem
     cell = cell_of(spec, identity, workload if error is None or spec.workload.dataset else None)
     if error is not None:
         asked = varied(spec, cell, axes)
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command, extra=asked)
-    sequences = -(-spec.load.concurrency // engine.replicas)
+    sequences = -(-spec.load.concurrency // engine.replicas) or engine.max_batch_size or 0
     interval = interval_for(hardware, sequences, engine.tp * engine.pp, is_quantized(plans[0]))
     low, high = interval.around(figures["output_tokens_per_s"])
+    if spec.workload.open_loop:  # as far as arrivals decide the throughput, an error of the model does not change it
+        low, high = (run(pace)["output_tokens_per_s"] for pace in (interval.factor, 1 / interval.factor))
     basis = {
         **varied(spec, cell, axes),
         PREDICTED: [*_notes(plans[0], layout_of(cell), hardware), interval.note],
