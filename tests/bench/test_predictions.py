@@ -24,6 +24,7 @@ from trtllm_bench.analysis.peers import interval_table, own_table
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate
+from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.hardware import published
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
@@ -68,6 +69,9 @@ def test_the_interval_is_the_rank_that_covers_nine_in_ten() -> None:
 def test_a_gpu_with_runs_of_ours_has_the_narrowest_interval() -> None:
     factor = {gpu: interval_for(published(gpu), 1024).factor for gpu in ("a100", "l40s", "h100", "h200", "b200")}
     assert max(factor["h100"], factor["h200"]) < 1.1 < min(factor["l40s"], factor["a100"])
+    assert published("NVIDIA H200") == published("h200")
+    with pytest.raises(BenchError, match="no data sheet of GPU 'NVIDIA H100 PCIe'"):
+        published("NVIDIA H100 PCIe")
     assert interval_for(published("b200"), 0).basis == "TensorRT-LLM's published figures on the A100 and L40S, by its factor on the H100"
     assert interval_for(published("l40s"), 1).basis.endswith("all with many sequences on one GPU")
     assert interval_for(published("h100"), 1024, ranks=4).factor > factor["h200"]

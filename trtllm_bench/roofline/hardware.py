@@ -77,14 +77,16 @@ GPUS = tuple(SHEETS)
 
 
 def published(name: str) -> Hardware:
-    """What is to be expected of a GPU known by its data sheet. Raises `BenchError` for another."""
-    if name.lower() not in SHEETS:
+    """What is to be expected of a GPU known by its data sheet (`h200`, or `NVIDIA H200` as its driver says). Raises `BenchError` for
+    another."""
+    if not has_sheet_rates(name):
         raise BenchError(f"no data sheet of GPU '{name}' is known here; choose from {', '.join(GPUS)}")
-    sheet = SHEETS[name.lower()]
+    name = gpu_class(name).lower()
+    sheet = SHEETS[name]
     reachable = {kind: rate * ACHIEVABLE_FLOPS[kind] for kind, rate in sheet.flops_per_s.items()}
     bandwidth = sheet.bytes_per_s * ACHIEVABLE_BYTES
     return Hardware(
-        name.lower(),
+        name,
         reachable,
         bandwidth,
         sheet.memory_bytes,
