@@ -28,6 +28,8 @@ Row = Mapping[str, object]
 Kind = Literal["text", "number", "percent", "verdict"]
 MIN_TEXT = 8
 """Text is never shortened below this many characters."""
+NAME = 40
+"""Characters up to which what names a row stays whole while a column can go instead."""
 GAP = 3
 """Cells between two columns, in either box style."""
 
@@ -50,7 +52,8 @@ VERDICT_STYLES: Mapping[str, str] = {
 class Column:
     """One column. `priority` 0 always stays; higher goes first when the table is too wide. `hoist`: may move above when constant.
 
-    `whole`: what names the row, not to be shortened while another column can go instead.
+    `whole`: what names the row, not to be shortened while another column can go instead, unless it is longer than `NAME` and half of the
+    width (a model's path); its end is kept then, which tells rows apart.
     """
 
     key: str
@@ -120,7 +123,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", wi
         header = f"{column.header}\n{column.unit}" if column.unit else column.header
         grid.add_column(header, justify="right" if column.rightward else "left", no_wrap=True, overflow="crop", vertical="bottom")
     for index in range(len(rows)):
-        grid.add_row(*(_styled(c, _shorten(cells[c.key][index], limits.get(c.key), ascii_only)) for c in shown))
+        grid.add_row(*(_styled(c, _shorten(cells[c.key][index], limits.get(c.key), ascii_only, c.whole)) for c in shown))
 
     parts: list[Text | Table] = []
     if title:
@@ -188,8 +191,10 @@ def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> t
         if excess <= 0:
             return shown, dropped, {}
         limits: dict[str, int] = {}
-        for column in sorted((c for c in shown if c.kind == "text" and not (c.whole and candidates)), key=lambda c: -widths[c.key]):
+        for column in sorted((c for c in shown if c.kind == "text"), key=lambda c: -widths[c.key]):
             floor = max(MIN_TEXT, *(cell_len(line) for line in column.header.splitlines()), cell_len(column.unit))
+            if column.whole and candidates:
+                floor = max(floor, width // 2, NAME)
             cut = min(excess, widths[column.key] - floor)
             if cut > 0:
                 limits[column.key] = widths[column.key] - cut
@@ -203,13 +208,13 @@ def _fit(columns: list[Column], cells: Mapping[str, list[str]], width: int) -> t
         dropped.append(victim)
 
 
-def _shorten(cell: str, limit: int | None, ascii_only: bool) -> str:
+def _shorten(cell: str, limit: int | None, ascii_only: bool, keep_end: bool = False) -> str:
     if limit is None or cell_len(cell) <= limit:
         return cell
     mark = "~" if ascii_only else "…"
     while cell_len(cell) + 1 > limit:
-        cell = cell[:-1]
-    return cell + mark
+        cell = cell[1:] if keep_end else cell[:-1]
+    return mark + cell if keep_end else cell + mark
 
 
 def _styled(column: Column, cell: str) -> Text:

@@ -101,11 +101,12 @@ def _flops(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
     if needed <= limit:
         return None
     outputs = requests_per_s * (all_flops - size.request_flops(claim.isl, 0))
-    narrow = [one for one in ("int8", "fp8") if one != form and flops_limit(sheet, one) >= needed]
-    if claim.precision not in sheet.flops_per_s and narrow:
-        cause = f"another number format ({' or '.join(narrow).upper()}; the GPU has no {claim.precision}) or another count of tokens"
+    narrow = [one.upper() for one in ("int8", "fp8") if one != form and flops_limit(sheet, one) >= needed]
+    wanted = _FORMATS[claim.precision][0]
+    if wanted != form and narrow:
+        cause = f"another number format ({' or '.join(narrow)}; the GPU has no {wanted}) or another count of tokens"
     elif narrow and form in WIDE:
-        cause = f"a narrower number format than told ({' or '.join(narrow).upper()})"
+        cause = f"a narrower number format than told ({' or '.join(narrow)})"
     elif claim.isl > claim.osl and outputs <= limit:
         cause = "prompts served from a prefix cache, or shorter prompts than told"
     else:

@@ -135,6 +135,15 @@ def test_what_names_a_row_is_whole_as_long_as_something_else_can_go() -> None:
     assert "…" in to_text(lines, columns, width=20), "nothing left to go"
 
 
+def test_a_path_that_names_a_row_leaves_room_for_its_figures() -> None:
+    columns = [Column("cell", whole=True), Column("rate", kind="number", priority=1)]
+    lines = [{"cell": f"/mnt/models/meta-llama/Llama-3.1-8B-Instruct {p} b64 128/128", "rate": 9446} for p in ("fp8", "int4")]
+    narrow = to_text(lines, columns, width=60).splitlines()
+    assert [line.split()[-1] for line in narrow[-2:]] == ["9,446", "9,446"]
+    assert [line[:30].startswith("…") for line in narrow[-2:]] == [True, True]
+    assert "-Instruct int4 b64 128/128" in narrow[-1]
+
+
 def test_sentences_break_between_words_in_a_terminal_and_stay_whole_in_a_log() -> None:
     text = "inconclusive: neither a change nor a difference below 1% is shown"
     for terminal, lines in ((True, ["inconclusive: neither a change nor a", "difference below 1% is shown"]), (False, [text])):

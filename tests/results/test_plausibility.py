@@ -100,6 +100,9 @@ def test_the_cause_is_told() -> None:
     half = judge(replace(CLAIM, precision="bf16", isl=128, osl=128, output_tokens_per_s=40_000))
     assert half is not None
     assert "narrower number format than told" in half.cause
+    weights_only = judge(replace(CLAIM, precision="int8_wo", isl=128, osl=128, output_tokens_per_s=26_889))
+    assert weights_only is not None
+    assert weights_only.cause == "a narrower number format than told (INT8 or FP8)"
     short = judge(replace(CLAIM, isl=1, osl=1000, output_tokens_per_s=120_000))
     assert short is not None
     assert "shorter outputs" in short.cause
