@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from trtllm_dashboards.html.payload import build
+from trtllm_results.record.cell import Cell
+from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 
 
@@ -82,7 +84,16 @@ def test_warnings_commands_and_json(sweep_rows: list[Row]) -> None:
     rows = [dataclasses.replace(sweep_rows[0], warnings=("throttled",)), *sweep_rows[1:]]
     payload = json.loads(json.dumps(build({"": rows}), allow_nan=False))
     assert payload["warnings"] == {"0": ["throttled"]}
+    assert payload["doubts"] == {}
     assert payload["commands"][payload["command"][0]].startswith("trtllm-bench throughput --model synthetic-8b")
+
+
+def test_what_a_gpu_cannot_do_is_told_on_the_page() -> None:
+    """Also of a row that was stored without the warning."""
+    fast = Row(Cell("llama-3.1-8b", "fp8", 112, 1000, 100), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": 9446.2})
+    payload = build({"": [fast]})
+    assert payload["doubts"][0].startswith("implausible: it implies 1,489 TFLOP/s")
+    assert payload["warnings"] == {0: [payload["doubts"][0]]}
 
 
 def test_no_rows_is_an_empty_page() -> None:

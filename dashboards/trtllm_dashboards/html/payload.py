@@ -96,7 +96,8 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "keys": [p.key for p in cells],
         "started": [max(row.started_at for row in p.rows)[:19] for p in cells],
         "reasons": {i: p.rows[0].reason for i, p in enumerate(cells) if p.rows[0].reason},
-        "warnings": {i: found for i, p in enumerate(cells) if (found := sorted({w for row in p.rows for w in row.warnings}))},
+        "warnings": {i: found for i, p in enumerate(cells) if (found := _warnings(p))},
+        "doubts": {i: doubt.text for i, p in enumerate(cells) if (doubt := p.implausible) is not None},
         "environment": [environments.made(p.environment, partial(_environment, p)) for p in cells],
         "environments": environments.values,
         "command": [commands.add(p.rows[0].command) for p in cells],
@@ -114,6 +115,11 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "explained": {},
         "progress": None,
     }
+
+
+def _warnings(point: Point) -> list[str]:
+    doubt = point.implausible
+    return sorted({warning for row in point.rows for warning in row.warnings} | ({doubt.text} if doubt is not None else set()))
 
 
 def _lost(sets: RowSets, measured: Sequence[Point]) -> list[Point]:

@@ -21,7 +21,7 @@ function drawComparison() {
   const table = section.querySelector("table"), titles = ["cell", "figure", "unit", several ? "against" : "", found.base, several ? "other" : others[0] ?? "other", "change", "95% interval", "runs", "verdict"];
   heads(table, titles.map((t, at) => (t ? el("th", { scope: "col", class: at > 3 && at < 9 ? "num" : "" }, t) : null)));
   table.tBodies[0].replaceChildren(...shown.map((c) => el("tr", {},
-    el("td", {}, c.label), el("td", {}, c.title), el("td", {}, c.unit || "ratio"), several ? el("td", {}, c.other) : null, el("td", { class: "num" }, brief(c.base_value)), el("td", { class: "num" }, brief(c.other_value)),
+    el("td", { class: "name" }, c.label), el("td", {}, c.title), el("td", {}, c.unit || "ratio"), several ? el("td", {}, c.other) : null, el("td", { class: "num" }, brief(c.base_value)), el("td", { class: "num" }, brief(c.other_value)),
     el("td", { class: "num" }, signed(c.change)), el("td", { class: "num" }, c.low === null ? "-" : `${signed(c.low)} to ${signed(c.high)}`), el("td", { class: "num" }, c.runs),
     el("td", {}, el("span", { class: `verdict ${LOSS.includes(c.verdict) ? "fail" : GAIN.includes(c.verdict) ? "pass" : c.verdict === "inconclusive" ? "inconclusive" : ""}` }, c.verdict)))));
   const more = document.getElementById("more-changes");

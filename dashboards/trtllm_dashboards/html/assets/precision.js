@@ -17,7 +17,7 @@ function drawPrecisions() {
   const at = (i) => (num(i, "request_rate") ? `${brief(num(i, "request_rate"))} req/s` : `batch ${brief(num(i, "batch"))}`);
   const open = (i) => el("button", { type: "button", class: "plainly", "data-key": `pair ${state.data.keys[i]}`, onclick: () => openDetail(i) }, withError(i, "output_tokens_per_s"));
   table.tBodies[0].replaceChildren(...found.slice(0, MOST_PAIRS).map((p) => el("tr", {},
-    el("td", {}, label(p.cell, ["model", "shape", ...["device", "target", "workload", "tp", "pp", "replicas"].filter((n) => state.data.dimensions[n].names.length > 1)]) + (p.best ? ", each at the fastest batch measured" : "")),
+    el("td", { class: "name" }, label(p.cell, ["model", "shape", ...["device", "target", "workload", "tp", "pp", "replicas"].filter((n) => state.data.dimensions[n].names.length > 1)]) + (p.best ? ", each at the fastest batch measured" : "")),
     el("td", {}, precision(p.cell)), el("td", {}, at(p.cell)), el("td", { class: "num" }, open(p.cell)), el("td", {}, dim(p.base, "precision")), el("td", {}, at(p.base)), el("td", { class: "num" }, open(p.base)),
     el("td", { class: "num" }, `${brief(p.ratio)} x`), el("td", { class: "num" }, p.low === null ? "-" : `${brief(p.low)} to ${brief(p.high)}`), el("td", { class: "num" }, `${state.data.repeats[p.cell]}/${state.data.repeats[p.base]}`),
     el("td", {}, el("span", { class: `verdict ${{ faster: "pass", slower: "fail" }[p.verdict] ?? "inconclusive"}` }, p.verdict)))));

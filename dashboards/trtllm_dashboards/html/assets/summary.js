@@ -27,10 +27,16 @@ function headline(rows, fastest) {
   if (data.gates.length) return [...gateSentence(), ...failed];
   if (!data.n) return [runningNow() ? "No cell has been measured yet." : data.notes.length ? "Nothing to show." : "There are no cells here."];
   if (fastest === null) return state.rows.length ? [...failed, lost === state.rows.length ? "No cell here has a result." : "No cell here has a throughput."] : ["No cell passes the filters."];
-  const out = [...(data.comparison ? comparisonSentence() : []), predicted(fastest) ? "Nothing here was measured. Predicted fastest: " : "Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, rivals(rows, fastest, "output_tokens_per_s"), ". "];
+  const out = [...(data.comparison ? comparisonSentence() : []), predicted(fastest) ? "Nothing here was measured. Predicted fastest: " : "Fastest: ", el("b", {}, `${withError(fastest, "output_tokens_per_s")} tok/s`), ` with ${cellLabel(fastest)} on ${dim(fastest, "device")} (${runsText(fastest)})`, doubt(fastest), rivals(rows, fastest, "output_tokens_per_s"), ". "];
   const pair = bestPair(rows);
   if (pair) out.push(...pairSentence(pair));
   return [...out, ...failed];
+}
+
+// Why a throughput cannot be, by what it asks of its GPUs.
+function doubt(i) {
+  const text = state.data.doubts[i];
+  return text ? `; ${text}` : "";
 }
 
 // Cells of the same case that are not shown to be worse than the best one.
@@ -66,8 +72,8 @@ function tile(rows, i, what, figure) {
   if (i === null) return null;
   const h = half(i, figure), wide = h !== null && h > mean(i, figure) / 2;
   const value = [brief(mean(i, figure)), " ", el("small", {}, `${h === null ? "" : `± ${spreadText(h)} `}${unit(figure)}`)];
-  const doubt = wide ? "inconclusive: runs differ by more than half of it; " : "";
-  return box(what, value, `${cellLabel(i)}; ${doubt}${runsText(i)}${rivals(rows, i, figure)}`, "", () => openDetail(i));
+  const spread = wide ? "inconclusive: runs differ by more than half of it; " : "";
+  return box(what, value, `${cellLabel(i)}; ${spread}${runsText(i)}${doubt(i)}${rivals(rows, i, figure)}`, "", () => openDetail(i));
 }
 
 function box(what, value, where, kind = "", onclick = null) {
