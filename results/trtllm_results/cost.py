@@ -82,6 +82,9 @@ class Price:
 
     def notes(self, rows: Iterable[Row]) -> list[str]:
         """Where the prices of these rows come from, one sentence per GPU."""
+        rows = list(rows)
+        if not any(row.environment.gpu for row in rows):
+            return ["cost: no GPU took part in these results, so nothing is priced"]
         if self.usd_per_hour is not None:
             return [f"cost: {self.usd_per_hour:g} USD for an hour of one GPU, as given; the GPUs alone"]
         names = sorted({gpu_class(row.environment.gpu) for row in rows if row.environment.gpu})
@@ -89,6 +92,12 @@ class Price:
         return [
             listed[name].text if name in listed else f"{name} has no list price here; give --gpu-price-per-hour in USD" for name in names
         ]
+
+
+def check_priced(figures: Iterable[str], price: Price | None) -> None:
+    """Raises `ResultsError` where a cost is asked for and no price is given."""
+    if price is None and COST in figures:
+        raise ResultsError(f"{COST} needs a price; add --gpu-price-per-hour, in USD or {LIST}")
 
 
 def cost_per_million(usd_per_hour: float, gpus: int, output_tokens_per_s: float) -> float:

@@ -161,6 +161,12 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
         (("compare", "A", "--pareto", "--by", "batch"), "--by is for comparing result sets, and --pareto is another table"),
         (("compare", "A", "--against", "published", "--gpu-price-per-hour", "2"), "--against shows no cost"),
         (("compare", "A", "--accuracy", "--gpu-price-per-hour", "list"), "--accuracy shows no cost"),
+        (
+            ("compare", "A", "A", "--figure", "cost_per_million_output_tokens_usd"),
+            "needs a price; add --gpu-price-per-hour, in USD or list",
+        ),
+        (("results", "ls", "A", "--figure", "cost_per_million_output_tokens_usd"), "needs a price"),
+        (("plot", "A", "--x", "batch", "--y", "cost_per_million_output_tokens_usd"), "needs a price"),
         (("compare", "A", "--pareto", "--accuracy"), "--accuracy and --pareto are tables of their own; give one of them"),
         (("results", "show", "A", "zzz"), "no cell of"),
         (("results", "export", "A", "x.doc"), "writes .csv"),

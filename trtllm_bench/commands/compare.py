@@ -44,7 +44,7 @@ def command(
       trtllm-bench compare runs/a runs/b
       trtllm-bench compare runs/a --against published
     """
-    from trtllm_results.cost import ADDED, Price, priced
+    from trtllm_results.cost import ADDED, Price, check_priced, priced
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
 
@@ -66,8 +66,9 @@ def command(
     if not any(one.rows for one in sets):
         raise ResultsError("no result passes the filters")
     figures, notes = figure or [], list[str]()
+    price = Price.parse(gpu_price) if gpu_price else None
+    check_priced(figures, price)
     if gpu_price or set(figures) & set(ADDED):
-        price = Price.parse(gpu_price) if gpu_price else None
         sets = [selection.ResultSet(one.name, tuple(priced(row, price) for row in one.rows)) for one in sets]
         notes = price.notes(row for one in sets for row in one.rows) if price else []
     if gpu_price and not figures:

@@ -59,7 +59,7 @@ def command(
         raise DashboardError("--where filters results, and none are named; give the folder a sweep wrote")
     from trtllm_dashboards.plots import render
     from trtllm_dashboards.sources import Sources, load
-    from trtllm_results.cost import Price, priced
+    from trtllm_results.cost import Price, check_priced, priced
     from trtllm_results.errors import ResultsError
 
     fields = Axes(x, y, *(tuple(name.strip() for name in text.split(",") if name.strip()) for text in (by, row, col)))
@@ -68,6 +68,7 @@ def command(
             raise DashboardError(f"{option} takes one field and was given {len(names)}; put the others into --by")
     sources = load(results, where or []) if results else Sources({}, ())
     price = Price.parse(gpu_price) if gpu_price else None
+    check_priced((x, y), price)
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
     chosen = [name for name in KINDS if name != "axes" or (x and y)] if kind == "all" else [kind]
     written = 0

@@ -42,11 +42,12 @@ def ls(
       trtllm-bench results ls runs/a runs/b --where precision=fp8
     """
     from trtllm_dashboards.tables import Column, plain_console, sentence, show
-    from trtllm_results.cost import ADDED, Price, places, priced, short, short_unit
+    from trtllm_results.cost import ADDED, Price, check_priced, places, priced, short, short_unit
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
 
     price = Price.parse(gpu_price) if gpu_price else None
+    check_priced(figure or [], price)
     if as_json:
         sets = [selection.load_set(spec) for spec in store]
         kept = [(one.name, selection.keep(one.rows, where or [])) for one in sets]
