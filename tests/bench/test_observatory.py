@@ -68,6 +68,8 @@ def test_the_published_latencies_are_read_as_printed() -> None:
     }
     with pytest.raises(ResultsError, match="no op latencies are published for NVIDIA A100-SXM4-80GB; they are for H100, H200"):
         published_ops.by_shape("NVIDIA A100-SXM4-80GB")
+    with pytest.raises(ResultsError, match="published for NVIDIA H100 PCIe"):
+        published_ops.by_shape("NVIDIA H100 PCIe")
 
 
 def test_what_is_not_ours_is_counted_and_said() -> None:

@@ -295,6 +295,13 @@ def test_an_implausible_figure_is_told_beside_ours() -> None:
     assert "implies 350 TFLOP/s" in compare_text.beside_markdown(found)
 
 
+def test_boards_of_one_class_and_other_rates_are_told_apart() -> None:
+    found = published.beside(rows(20_000.0, 2048, environment=Environment(gpu="NVIDIA H100 PCIe")))
+    (nvidia,) = (one for one in found if one.theirs.source == "TensorRT-LLM perf-overview v0.17" and one.theirs.gpu.startswith("H100"))
+    assert not nvidia.same_gpu
+    assert nvidia.differs[0] == "H100 there, H100 PCIe here"
+
+
 def test_ours_that_cannot_be_is_told_beside_theirs() -> None:
     found = published.beside(rows(60_000.0, 2048, num_requests=8192))
     assert {one.doubt is not None for one in found} == {True}

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from trtllm_results.errors import ResultsError
-from trtllm_results.gpus import gpu_class
+from trtllm_results.gpus import gpu_class, has_sheet_rates
 from trtllm_results.model_sizes import canonical
 from trtllm_results.plausibility import Claim, Implausible, judge
 from trtllm_results.record.cell import Cell
@@ -213,7 +213,7 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
             if candidates:
                 repeats, rate = _fastest(candidates)
                 best, doubt = repeats[0], next((row.implausible for row in repeats if row.implausible), None)
-                same = gpu_class(best.environment.gpu) == gpu_class(theirs.gpu)
+                same = _same_board(best.environment.gpu, theirs.gpu)
                 differs = (*_differences(best, theirs, same), *([f"here: {doubt.text}"] if doubt else []))
                 comparisons.append(Beside(best, rate, len(repeats), theirs, same, differs, _method(best.cell), doubt))
     if not comparisons:
@@ -225,6 +225,11 @@ def beside(rows: Iterable[Row], published: Sequence[Published] | None = None) ->
         comparisons,
         key=lambda b: (b.ours.cell.model, b.ours.cell.precision, b.ours.cell.isl, b.ours.cell.osl, not b.same_gpu, b.theirs.source),
     )
+
+
+def _same_board(ours: str, theirs: str) -> bool:
+    """Whether two GPUs are of one class and, by their names, of its rates: an H100 PCIe is no H100 SXM."""
+    return gpu_class(ours) == gpu_class(theirs) and has_sheet_rates(ours) == has_sheet_rates(theirs)
 
 
 def _matches(cell: Cell, theirs: Published) -> bool:
@@ -260,7 +265,9 @@ def _precision(name: str) -> str:
 def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...]:
     cell, parts = ours.cell, []
     if not same_gpu:
-        parts.append(f"{gpu_class(theirs.gpu)} there, {gpu_class(ours.environment.device)} here")
+        here = ours.environment.device
+        here = gpu_class(here) if gpu_class(here) != gpu_class(theirs.gpu) else here.removeprefix("NVIDIA ")
+        parts.append(f"{gpu_class(theirs.gpu)} there, {here} here")
     if cell.model.lower() != theirs.model:
         parts.append(f"{theirs.model} there (same shapes)")
     if cell.precision != theirs.precision:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from trtllm_results.compare.published import folder
 from trtllm_results.errors import ResultsError
-from trtllm_results.gpus import gpu_class
+from trtllm_results.gpus import gpu_class, has_sheet_rates
 from trtllm_results.store.document import as_kind, read_document
 from trtllm_results.store.files import write_text
 
@@ -39,7 +39,7 @@ NOT_MEASURED: Mapping[Family, str] = {
     "all-reduce": "needs several GPUs, and one process measures one",
     "moe": "mixtures of experts are not among our ops",
 }
-NOT_OURS = {"fp8_block": "fp8 with a scale per block of 128 is not among our schemes"}
+NOT_OURS = {"fp8_block": "theirs multiplies fp8 with a scale per block of 128, and ours of such weights multiplies wide inputs"}
 METHOD = (
     "theirs and ours: CUDA graph, warm-up, mean of six replays between two events, a pause before; GEMM weights rotate through "
     "copies, attention finds in L2 what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
@@ -117,12 +117,13 @@ def _latency(line: Mapping[str, str]) -> PeerLatency:
 
 
 def by_shape(device: str, latencies: Sequence[PeerLatency] | None = None) -> dict[OpShape, dict[str, float]]:
-    """For a GPU (by class: `NVIDIA H200`), each shape's microseconds by engine. Raises `ResultsError` for a GPU that has none."""
+    """For a GPU (by class: `NVIDIA H200`), each shape's microseconds by engine. Raises `ResultsError` for a GPU that has none, and for a
+    board of other rates than its class."""
     latencies = load_ops() if latencies is None else latencies
     wanted = gpu_class(device)
     shapes: dict[OpShape, dict[str, float]] = {}
     for one in latencies:
-        if gpu_class(one.device) == wanted:
+        if gpu_class(one.device) == wanted and has_sheet_rates(device):
             engines = shapes.setdefault(one.shape, {})
             engines[one.engine] = min(one.latency_us, engines.get(one.engine, math.inf))
     if not shapes:
