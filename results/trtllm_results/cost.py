@@ -15,7 +15,7 @@ from functools import cache
 
 from trtllm_results.compare.published import folder
 from trtllm_results.errors import ResultsError
-from trtllm_results.gpus import gpu_class
+from trtllm_results.gpus import gpu_class, has_sheet_rates
 from trtllm_results.record.row import Row
 
 LIST = "list"
@@ -52,6 +52,11 @@ def list_prices() -> dict[str, ListPrice]:
     return {one.gpu: one for one in prices}
 
 
+def listed_price(gpu: str) -> ListPrice | None:
+    """Of a GPU by the name its driver gives it; None where its board is not in the list: an H100 PCIe has not the price of an H100 SXM."""
+    return list_prices().get(gpu_class(gpu)) if has_sheet_rates(gpu) else None
+
+
 @dataclass(frozen=True)
 class Price:
     """Of an hour of one GPU: the same for all, or each GPU's list price where `usd_per_hour` is None."""
@@ -77,7 +82,7 @@ class Price:
             return None
         if self.usd_per_hour is not None:
             return self.usd_per_hour
-        listed = list_prices().get(gpu_class(gpu))
+        listed = listed_price(gpu)
         return None if listed is None else listed.usd_per_gpu_hour
 
     def notes(self, rows: Iterable[Row]) -> list[str]:
@@ -87,11 +92,9 @@ class Price:
             return ["cost: no GPU took part in these results, so nothing is priced"]
         if self.usd_per_hour is not None:
             return [f"cost: {self.usd_per_hour:g} USD for an hour of one GPU, as given; the GPUs alone"]
-        names = sorted({gpu_class(row.environment.gpu) for row in rows if row.environment.gpu})
-        listed = list_prices()
-        return [
-            listed[name].text if name in listed else f"{name} has no list price here; give --gpu-price-per-hour in USD" for name in names
-        ]
+        listed = {name: listed_price(name) for name in sorted({row.environment.gpu for row in rows if row.environment.gpu})}
+        missing = "has no list price here; give --gpu-price-per-hour in USD"
+        return list(dict.fromkeys(f"{name} {missing}" if price is None else price.text for name, price in listed.items()))
 
 
 def check_priced(figures: Iterable[str], price: Price | None) -> None:

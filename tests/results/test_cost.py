@@ -41,6 +41,7 @@ def test_the_list_says_where_it_is_from() -> None:
     listed = Price.parse("list")
     assert listed.of("NVIDIA H200") == 4.59
     assert listed.of("NVIDIA GeForce GTX 1080") is None
+    assert listed.of("NVIDIA H100 PCIe") is None, "the list has the SXM board"
     assert Price(2.0).notes([row(1.0, gpu="")]) == ["cost: no GPU took part in these results, so nothing is priced"]
     assert listed.notes([row(1.0), row(1.0, gpu="Tesla V100")]) == [
         "H100 3.49 USD/h: list price as of 2026-09-25, from https://www.runpod.io/pricing (H100 SXM 80 GB, Secure Cloud, on demand)",

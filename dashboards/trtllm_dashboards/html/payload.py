@@ -20,9 +20,8 @@ from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, RowSets, newes
 from trtllm_dashboards.precisions import pairs
 from trtllm_results.compare.published import beside, load
 from trtllm_results.compare.report import beside_records
-from trtllm_results.cost import list_prices
+from trtllm_results.cost import listed_price
 from trtllm_results.errors import ResultsError
-from trtllm_results.gpus import gpu_class
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.model_sizes import canonical
 from trtllm_results.record.row import Row
@@ -196,9 +195,8 @@ def _pairs(measured: Sequence[Point], cells: Sequence[Point]) -> list[dict[str, 
 
 def _prices(cells: Sequence[Point]) -> dict[str, Mapping[str, Any]]:
     """List price of each device on the page that has one: dollars for an hour of one GPU, and where that is from."""
-    listed = list_prices()
-    devices = {p.names["device"]: gpu_class(p.environment.gpu) for p in cells if p.environment.gpu}
-    return {name: {"usd": listed[gpu].usd_per_gpu_hour, "note": listed[gpu].text} for name, gpu in devices.items() if gpu in listed}
+    devices = {p.names["device"]: listed_price(p.environment.gpu) for p in cells if p.environment.gpu}
+    return {name: {"usd": price.usd_per_gpu_hour, "note": price.text} for name, price in devices.items() if price is not None}
 
 
 def _within(cells: Sequence[Point], rates: Sequence[Estimate | None], stores: Sequence[Store]) -> dict[int, dict[str, Any]]:
