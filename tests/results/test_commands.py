@@ -120,6 +120,9 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
         "| set | cell | device | rep | per user, tok/s/user | per GPU, tok/s/GPU |",
         "| --- | --- | --- | --: | --: | --: |",
     ]
+    out = run(capsys, "compare", a, "--against", "published", "--sort", "-ratio")[1]
+    assert "fp8 128/128 b2048" in out
+    assert "TRT-LLM v0.17, H100" in out, "what names a row is whole when models are mixed too"
     code, out, _ = run(capsys, "compare", a, "--against", "published", "--format", "markdown", "--sort", "-ratio")
     ratios = [float(line.split("|")[-3]) for line in out.splitlines() if line.startswith("| llama")]
     assert ratios == sorted(ratios, reverse=True)

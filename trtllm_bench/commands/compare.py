@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trtllm_results.store.selection import ResultSet
 
 Strings = list[str] | None
+AIC = "AIC"
 HEADER = 12
 """Longer names of result sets head no column: they would widen it beyond its numbers."""
 
@@ -178,16 +179,16 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
     for one in flat:
         one["shape"] = f"{one['precision']} {one['isl']}/{one['osl']} b{one['batch']}"
         one["gpu"] += f", {one['target']}" * several_targets
-        one["source"] = f"{one['source'].replace('TensorRT-LLM perf-overview', 'TRT-LLM')}, {one['their_gpu']}"
+        one["source"] = f"{_short_source(one['source'])}, {one['their_gpu']}"
         one["mark"] = marked[id(one)]
     columns = [
-        Column("model"),
+        Column("model", whole=True),
         Column("shape", "cell", whole=True),
-        Column("tp", "TP", priority=1),
+        Column("tp", "TP", priority=2),
         Column("gpu", "our GPU"),
-        Column("ours", unit="tok/s", kind="number", places=0),
-        Column("source", hoist=False),
-        Column("theirs", unit="tok/s", kind="number", places=0),
+        Column("ours", unit="tok/s", kind="number", places=0, priority=1),
+        Column("source", hoist=False, whole=True),
+        Column("theirs", unit="tok/s", kind="number", places=0, priority=1),
         Column("ratio", kind="number", places=2),
         Column("mark", "note", hoist=False),
     ]
@@ -197,10 +198,19 @@ def _published(rows: list[Row], sort: str, output: str, out: Path | None) -> Non
         console.print()
         show(group, columns, console=console)
     console.print()
+    if any(AIC in one["source"] for one in flat):
+        sentence(console, f"{AIC}: of AIConfigurator's points, which do not all name a version", "dim")
     for letter, meaning in meanings.items():
         sentence(console, f"{letter}  {meaning}", "dim")
     for text in dict.fromkeys(f"here, {one['model']} {one['shape']}: {one['here']}" for one in flat):
         sentence(console, text, "dim")
+
+
+def _short_source(source: str) -> str:
+    """As a narrow table has room for it."""
+    for long, short in (("TensorRT-LLM", "TRT-LLM"), (" perf-overview", ""), (" of unknown version", ""), ("AIConfigurator", AIC)):
+        source = source.replace(long, short)
+    return source
 
 
 def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:

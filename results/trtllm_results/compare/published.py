@@ -157,7 +157,7 @@ def load() -> tuple[Published, ...]:
                 osl=int(line["osl"]),
                 tp=int(line["tp"]),
                 output_tokens_per_s=float(line["output_tokens_per_s"]),
-                method=f"{line['num_requests']} requests queued at once, up to {line['max_num_seqs']} running, random token ids"
+                method=f"{_counted(int(line['num_requests']))} queued at once, up to {line['max_num_seqs']} running, random token ids"
                 + (f"; weights {line['weights']}" if " " in line["weights"] else ""),
                 measured=True,
                 requests=int(line["num_requests"]),
@@ -165,6 +165,10 @@ def load() -> tuple[Published, ...]:
             for line in csv.DictReader(handle)
         ]
     return (*figures, *_points())
+
+
+def _counted(requests: int) -> str:
+    return f"{requests} request{'s' * (requests != 1)}"
 
 
 def _points() -> Iterator[Published]:
@@ -184,7 +188,7 @@ def _points() -> Iterator[Published]:
                 osl=int(line["osl"]),
                 tp=int(line["tp"]),
                 output_tokens_per_s=float(line["derived_output_tok_s_total"]),
-                method=f"{line['model']}, {concurrency} requests at once, throughput derived from medians of TTFT and TPOT"
+                method=f"{line['model']}, {_counted(concurrency)} at once, throughput derived from medians of TTFT and TPOT"
                 + ("" if line["precision"] else "; precision not stated"),
                 concurrency=concurrency,
                 ttft_ms=float(line["ttft_ms"]),
@@ -281,7 +285,9 @@ def _differences(ours: Row, theirs: Published, same_gpu: bool) -> tuple[str, ...
 
 
 def _method(cell: Cell) -> str:
-    load = f"{cell.request_rate:g} requests/s" if cell.request_rate else f"{cell.num_requests or 'all'} requests"
+    load = (
+        f"{cell.request_rate:g} requests/s" if cell.request_rate else _counted(cell.num_requests) if cell.num_requests else "all requests"
+    )
     attention = cell.settings.get("context_attention")
     parts = [
         "" if cell.target == "native" else f"{cell.target} {cell.target_version}".strip(),
