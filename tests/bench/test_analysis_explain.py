@@ -497,6 +497,24 @@ def test_all_cells_stand_beside_their_prediction(store: Path, capsys: pytest.Cap
         check([replace(one, status="failed") for one in Store(store).rows()])
 
 
+def test_each_cell_is_predicted_once_and_progress_is_told(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds each, and a store may hold a hundred, of several revisions with one name."""
+    calls = []
+    monkeypatch.setattr(
+        "trtllm_bench.analysis.check.predict", lambda *given, **more: (calls.append(given), ({"output_tokens_per_s": 9.0}, None))[1]
+    )
+    told: list[tuple[int, int]] = []
+    check(Store(store).rows(), progress=lambda done, total: told.append((done, total)))
+    assert (len(calls), told) == (2, [(1, 2), (2, 2)])
+    assert main(["explain", "--all", str(store)]) == 0
+    assert len(calls) == 4
+    capsys.readouterr()
+    assert main(["explain", "--all", str(store), "--json"]) == 0
+    assert [one["revision"] for one in json.loads(capsys.readouterr().out)] == ["", ""]
+
+
 RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
 STORES = sorted(path.parent for path in RECORDED.glob("**/results.parquet"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
@@ -30,8 +30,11 @@ class Checked:
         return self.predicted / self.measured - 1
 
 
-def check(rows: Sequence[Row], hardware: Hardware | None = None) -> list[Checked]:
-    """Each cell of our own engine with fixed lengths, on its row's GPU or on `hardware`. Raises `BenchError` when there is none."""
+def check(
+    rows: Sequence[Row], hardware: Hardware | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Checked]:
+    """Each cell of our own engine with fixed lengths, on its row's GPU or on `hardware`. `progress` is told how many are done of how many.
+    Raises `BenchError` when there is none."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
         mine = is_own(row.cell.target) and row.cell.workload in ("", "fixed") and not row.cell.request_rate
@@ -39,7 +42,12 @@ def check(rows: Sequence[Row], hardware: Hardware | None = None) -> list[Checked
             cells.setdefault(row.key, []).append(row)
     if not cells:
         raise BenchError("none of these cells is a measured one of our own engine with fixed lengths, which is what can be predicted")
-    return [checked for repeats in cells.values() if (checked := _checked(repeats, hardware)) is not None]
+    checked = []
+    for done, repeats in enumerate(cells.values(), 1):
+        if (one := _checked(repeats, hardware)) is not None:
+            checked.append(one)
+        progress(done, len(cells))
+    return checked
 
 
 def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +16,7 @@ from trtllm_bench.analysis.check import Checked, check, median_error
 from trtllm_bench.analysis.explain import breakdown, difference
 from trtllm_bench.analysis.slowest import SlowRequest, slow_request
 from trtllm_bench.analysis.step_model import hosts_of
+from trtllm_bench.build_progress import build_progress
 from trtllm_bench.errors import BenchError
 from trtllm_bench.profiling.record import CellProfile
 from trtllm_dashboards.tables import Column, sentence, show
@@ -56,10 +59,19 @@ def difference_facts(a: MeasuredCell, b: MeasuredCell) -> dict[str, Any]:
 
 def all_facts(results: str) -> list[dict[str, Any]]:
     """What `report_all` says, as data: output tokens/s."""
-    return [
-        {"cell": one.row.label, "key": one.row.key, "measured": one.measured, "predicted": one.predicted, "error": one.error}
-        for one in _checked(results)
-    ]
+    return [_fact(one) for one in _checked(results)]
+
+
+def _fact(one: Checked) -> dict[str, Any]:
+    revision = one.row.environment.git_revision[:7]
+    return {
+        "cell": one.row.label,
+        "key": one.row.key,
+        "revision": revision,
+        "measured": one.measured,
+        "predicted": one.predicted,
+        "error": one.error,
+    }
 
 
 def report_cell(cell: MeasuredCell, percentile: float, console: Console) -> None:
@@ -141,18 +153,18 @@ def report_difference(a: MeasuredCell, b: MeasuredCell, console: Console) -> Non
 
 def report_all(results: str, console: Console) -> None:
     """Every cell of a store, or of its part (`RESULTS@precision=fp8`), measured and predicted."""
-    checked = _checked(results)
+    with build_progress() as report:
+        checked = _checked(results, partial(report, "cells"))
     numbers = [Column(name, unit="tok/s", kind="number") for name in ("measured", "predicted")]
-    show(
-        all_facts(results), [Column("cell", whole=True), *numbers, Column("error", "predicted - measured", kind="percent")], console=console
-    )
+    columns = [Column("cell", whole=True), Column("revision"), *numbers, Column("error", "predicted - measured", kind="percent")]
+    show([_fact(one) for one in checked], columns, console=console)
     console.print(f"median error {median_error(checked):.1%} over {len(checked)} cells")
 
 
-def _checked(results: str) -> list[Checked]:
+def _checked(results: str, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Checked]:
     """The largest error first."""
     path, filters = path_and_filters(results)
-    checked = check(keep(read_rows(path), filters))
+    checked = check(keep(read_rows(path), filters), progress=progress)
     if not checked:
         raise BenchError(f"{results}: the memory of these GPUs is not known, so what fits them cannot be predicted")
     return sorted(checked, key=lambda one: -abs(one.error))

@@ -102,6 +102,9 @@ def command(
 
 
 def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str | None) -> None:
+    from functools import partial
+
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.measure.place import open_store
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.sweep.predicted import hardware_for, keep_predictions, notes_on, predict_sweep
@@ -117,7 +120,8 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     store = None if out is None else open_store(out)
     hardware = hardware_for(gpu, Environment.capture(use_gpu=gpu is None))
     console = plain_console()
-    rows = predict_sweep(spec, hardware, command_line())
+    with build_progress() as report:
+        rows = predict_sweep(spec, hardware, command_line(), partial(report, "cells"))
     print_table(rows, console, spec.axes)
     sentence(console, "; ".join(notes_on(rows)), "dim")
     if store is not None:

@@ -7,7 +7,7 @@ which interval its throughput is likely to be (`prediction_error.py`).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from trtllm_bench.analysis.cells import hardware_of, layout_of
@@ -86,8 +86,11 @@ def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
     return hardware_of(environment)
 
 
-def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row]:
-    """One row per cell of the grid; a cell that could not run (no such precision, no memory) says why."""
+def predict_sweep(
+    spec: SweepSpec, hardware: Hardware, command: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Row]:
+    """One row per cell of the grid; a cell that could not run (no such precision, no memory) says why. `progress` is told how many are done
+    of how many."""
     rows: list[Row] = []
     run_id = uuid.uuid4().hex[:12]
     for grid_points in spec.engines():
@@ -97,6 +100,7 @@ def predict_sweep(spec: SweepSpec, hardware: Hardware, command: str) -> list[Row
         for point in points:
             reason = BenchError(point.refused) if point.refused else error
             rows.append(_row(point.spec, tuple(spec.axes), [] if point.refused else plans, reason, hardware, run_id, command))
+            progress(len(rows), len(spec.points))
     return rows
 
 
