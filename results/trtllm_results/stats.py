@@ -191,7 +191,8 @@ def change_points(series: npt.ArrayLike, penalty: float = 3.0, minimum: int = 2)
     """Indices at which the mean of `series` shifts: least squares over all segmentations (optimal partitioning, Jackson et al. 2005).
 
     A further shift costs `penalty * ln(n) * variance`, the noise variance taken robustly from neighbouring differences, so that the shifts
-    themselves do not inflate it. Segments hold at least `minimum` points.
+    themselves do not inflate it. Segments hold at least `minimum` points. A shift beside which one point alone would explain more is left
+    out: with the first or last point of its segments apart, the others are closer to their means.
     """
     values = np.asarray(series, dtype=float)
     n = len(values)
@@ -215,7 +216,14 @@ def change_points(series: npt.ArrayLike, penalty: float = 3.0, minimum: int = 2)
         end = int(previous[end])
         if end > 0:
             shifts.append(end)
-    return shifts[::-1]
+    ends = [0, *shifts[::-1], n]
+
+    def residue(start: int, split: int, stop: int) -> float:
+        parts = ((start, split), (split, stop))
+        return float(sum(squares[b] - squares[a] - (sums[b] - sums[a]) ** 2 / (b - a) for a, b in parts))
+
+    around = zip(ends, ends[1:], ends[2:], strict=False)
+    return [at for a, at, b in around if residue(a, at, b) <= min(residue(a, a + 1, b), residue(a, b - 1, b))]
 
 
 def trend(series: npt.ArrayLike) -> tuple[float, float]:

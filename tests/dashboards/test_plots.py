@@ -19,7 +19,7 @@ from trtllm_dashboards.plots import KINDS, NEED_NO_ROWS, Axes, Material, figure,
 from trtllm_dashboards.plots.cost import cheapest
 from trtllm_dashboards.plots.pareto import front
 from trtllm_dashboards.plots.scaling import best_by_count, gpus
-from trtllm_dashboards.plots.style import PALETTE, look
+from trtllm_dashboards.plots.style import PALETTE, _thinned, look
 from trtllm_dashboards.plots.timeline import phases
 from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
 from trtllm_dashboards.scaling import layout_name, matched
@@ -159,6 +159,14 @@ def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list
     lines = [line.get_xdata()[0] for line in drawn.axes[0].lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
     assert 8.5 in lines
     assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
+
+
+@pytest.mark.parametrize(
+    ("batches", "ticked"),
+    [((96, 128), (96, 128)), ((384, 512), (384, 512)), ((1, 8, 16, 32, 64, 96, 128), (1, 8, 16, 32, 64, 128)), ((64,), (64,))],
+)
+def test_batches_are_ticked_as_far_as_labels_have_room(batches: tuple[int, ...], ticked: tuple[int, ...]) -> None:
+    assert _thinned(batches) == list(ticked)
 
 
 def test_published_puts_ours_first_with_the_ratio_to_each(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:

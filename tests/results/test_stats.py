@@ -81,6 +81,9 @@ def test_change_points_finds_planted_shifts_and_none_in_noise() -> None:
     false = sum(bool(stats.change_points(rng.normal(0, 0.01, 30))) for _ in range(100))
     assert false <= 15
     assert stats.change_points([1.0, 2.0]) == []
+    assert stats.change_points([548.0, 616.0, 625.1, 616.2]) == [], "the first alone differs, and one point shows no level"
+    assert stats.change_points([30_690.0, 30_550.0, 30_780.0, 31_560.0]) == [], "the last alone"
+    assert stats.change_points([425.0, 421.0, 477.0, 488.0, 482.0]) == [2]
 
 
 def test_trend_sees_a_slow_slide_and_not_noise() -> None:

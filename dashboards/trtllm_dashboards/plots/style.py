@@ -305,7 +305,7 @@ def log_axis(ax: Axes, which: str, values: Sequence[float], *, every: bool = Fal
 def _thinned(ticks: Sequence[float]) -> list[float]:
     """The largest, and below it what a label's width apart leaves."""
     kept: list[float] = []
-    gap = max(0.9, 0.115 * math.log2(ticks[-1] / ticks[0])) if ticks else 0.0
+    gap = 0.115 * math.log2(ticks[-1] / ticks[0]) if ticks else 0.0
     for tick in reversed(ticks):
         if not kept or math.log2(kept[-1] / tick) >= gap:
             kept.append(tick)
