@@ -191,7 +191,7 @@ def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any]
     names = [name for name, _ in next(iter(a))]
     apart = [name for name in names if not {dict(k).get(name) for k in a} & {dict(k).get(name) for k in b}]
     why = f"they differ in {', '.join(apart)}" if apart else "no combination of settings occurs in both"
-    return f"{first.name} and {second.name} have no cell in common ({why}); measure the same cells or name fields to --ignore."
+    return f"{first.name} and {second.name} have no cell in common ({why}); measure the same cells or name fields to --ignore"
 
 
 def _change(
