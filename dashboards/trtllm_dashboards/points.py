@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trtllm_results import stats, versions
-from trtllm_results.metrics.registry import METRICS
+from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.plausibility import Implausible
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import INTERVAL, Row
 
 CONFIDENCE = 0.95
+PER_GPU = "output_tokens_per_s_per_gpu"
 RowSets = Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of n repeats with its interval; `low == high == mean` when n is 1, where the spread is unknown and not zero."""
+    """Mean of n repeats with its interval; `low == high == mean` when n is 1, where the spread is unknown and not zero. Of a prediction n
+    is 0, and the interval is the prediction's, or empty where the figure has none."""
 
     mean: float
     low: float
@@ -47,7 +49,16 @@ class Point:
 
     def get(self, figure: str) -> Estimate | None:
         """The estimate of `figure`, or None when no repeat carries it."""
-        return estimate([row.figures[figure] for row in self.rows if figure in row.figures])
+        known = estimate([row.figures[figure] for row in self.rows if figure in row.figures])
+        return known if known is None or not self.rows[0].predicted else self._predicted(figure, known.mean)
+
+    def _predicted(self, figure: str, value: float) -> Estimate:
+        interval = self.rows[0].extra.get(INTERVAL)
+        whole = self.rows[0].figures.get(HEADLINE, 0.0)
+        if figure not in (HEADLINE, PER_GPU) or not isinstance(interval, Mapping) or whole <= 0:
+            return Estimate(value, value, value, 0)
+        low, high = (value * float(interval[end]) / whole for end in ("low", "high"))
+        return Estimate(value, low, high, 0)
 
     @property
     def implausible(self) -> Implausible | None:

@@ -21,11 +21,12 @@ from trtllm_dashboards.plots.pareto import front
 from trtllm_dashboards.plots.scaling import best_by_count, gpus
 from trtllm_dashboards.plots.style import PALETTE, _thinned, look
 from trtllm_dashboards.plots.timeline import phases
-from trtllm_dashboards.points import estimate, grouped, points, ratio, varying
+from trtllm_dashboards.points import Estimate, estimate, grouped, points, ratio, varying
 from trtllm_dashboards.scaling import layout_name, matched
 from trtllm_results.compare.published import Published
 from trtllm_results.cost import Price, priced
 from trtllm_results.record.cell import Cell
+from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 
 FROM_SWEEP = ("throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy")
@@ -159,6 +160,22 @@ def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list
     lines = [line.get_xdata()[0] for line in drawn.axes[0].lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
     assert 8.5 in lines
     assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
+
+
+def test_a_prediction_is_drawn_with_its_interval() -> None:
+    """Nobody ran it, so it is no run of unknown spread."""
+    cells = [Cell("llama-3.1-8b", "fp8", batch, 128, 128, target="predicted") for batch in (8, 64)]
+    figures = {"output_tokens_per_s": 1000.0, "output_tokens_per_s_per_gpu": 500.0, "ttft_p50_ms": 5.0}
+    extra = {"interval": {"low": 900.0, "high": 1200.0}}
+    rows = [Row(cell, Environment(gpu="H200 (by the step model)"), figures=figures, extra=extra) for cell in cells]
+    (first, _) = points(rows)
+    assert first.get("output_tokens_per_s") == Estimate(1000.0, 900.0, 1200.0, 0)
+    assert first.get("output_tokens_per_s_per_gpu") == Estimate(500.0, 450.0, 600.0, 0)
+    assert first.get("ttft_p50_ms") == Estimate(5.0, 5.0, 5.0, 0)
+    drawn = figure("throughput", Material({"": rows}))
+    assert "Hollow: predicted, bars are the interval of throughput." in texts(drawn)
+    (bars,) = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
+    assert [tuple(segment[:, 1]) for segment in bars.lines[2][0].get_segments()] == [(900.0, 1200.0)] * 2
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def cost_lines(rows: list[Row], price: Price) -> list[str]:
         if hour is None or rate is None or rate.low <= 0:
             continue
         mean, low, high = (cost_per_million(hour, point.cell.gpus, value) for value in (rate.mean, rate.high, rate.low))
-        spread = "one repeat" if rate.n == 1 else f"{'95% interval' if rate.n > 2 else 'two repeats:'} {low:.4f} to {high:.4f}"
+        kind = {0: "interval of the prediction", 1: "one repeat", 2: "two repeats:"}.get(rate.n, "95% interval")
+        spread = kind if rate.n == 1 else f"{kind} {low:.4f} to {high:.4f}"
         lines.append(f"{point.rows[0].label}: {mean:.4f} USD per million output tokens ({spread})")
     return lines
 

@@ -37,6 +37,8 @@ def draw(material: Material) -> Figure:
     sheet.notes.append("NVIDIA's: the highest it published for the case. Published figures carry no interval.")
     if any(rate.n > 1 for rate in measured):
         sheet.notes.append(style.uncertainty_note([rate for rate in measured if rate.n > 1]))
+    if any(bar.kind == "predicted" for case in found.cases for bars in case.bars.values() for bar in bars):
+        sheet.notes.append("Bars of predictions: the interval told with them.")
     shown = {bar.kind for case in found.cases for bars in case.bars.values() for bar in bars}
     legend = {
         text: style.Look(COLORS[kind], "s", "", HATCH if kind == "predicted" else "") for kind, text in KINDS.items() if kind in shown
@@ -65,7 +67,7 @@ def _bars(ax: Axes, case: Case, slots: float) -> None:
                 hatch=HATCH if predicted else None,
                 linewidth=0.8,
             )
-            if rate.n > 1:
+            if rate.n != 1:
                 ax.errorbar(
                     rate.mean, at, xerr=[[rate.mean - rate.low], [rate.high - rate.mean]], color=style.INK, elinewidth=1, capsize=2.5
                 )

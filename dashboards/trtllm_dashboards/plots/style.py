@@ -213,12 +213,12 @@ def front_line(ax: Axes, places: Sequence[tuple[float, float]]) -> None:
 
 
 def errorbars(ax: Axes, xs: Sequence[float], estimates: Sequence[Estimate], style: Look, *, scale: float = 1.0, line: bool = True) -> None:
-    """Means with their intervals; a point of a single repeat is hollow and has no bar."""
+    """Means with their intervals; a point of a single repeat is hollow and has no bar, and so is a prediction, with the bar of its own."""
     means = [e.mean * scale for e in estimates]
     if line:
         ax.plot(xs, means, color=style.color, linestyle=style.line, zorder=2)
     for alone in (False, True):
-        chosen = [(x, e) for x, e in zip(xs, estimates, strict=True) if (e.n == 1) is alone]
+        chosen = [(x, e) for x, e in zip(xs, estimates, strict=True) if (e.n < 2) is alone]
         if chosen:
             ax.errorbar(
                 [x for x, _ in chosen],
@@ -264,6 +264,8 @@ def uncertainty_note(estimates: Iterable[Estimate]) -> str:
         parts.append("two repeats: bar spans both" if parts else "Bars span the two repeats")
     if 1 in counts:
         parts.append("hollow: one run, spread unknown")
+    if 0 in counts:
+        parts.append(f"{'hollow too' if 1 in counts else 'hollow'}: predicted, bars are the interval of throughput")
     text = "; ".join(parts)
     return text[:1].upper() + text[1:] + "." if parts else ""
 
