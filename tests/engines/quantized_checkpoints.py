@@ -24,7 +24,10 @@ def dense(name: str) -> dict[str, Tensor]:
         module, _, leaf = key.partition("_proj.")
         if leaf:
             modules.setdefault(f"{module}_proj", {})[leaf] = tensor
-    wide = {key: tensor.float() for key, tensor in tensors.items() if "_proj." not in key and not key.startswith("lm_head.")}
+    table = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if "embed_tokens." in key}
+    head = {key: tensor for key, tensor in tensors.items() if key == "lm_head.weight" and "weight" not in table}
+    norms = {key: tensor for key, tensor in tensors.items() if "norm" in key}
+    wide = {key: tensor.float() for key, tensor in {**norms, **head}.items()} | {"model.embed_tokens.weight": _weight(name, table)}
     return wide | {f"{module}.weight": _decoded(name, parts) for module, parts in modules.items()}
 
 
@@ -35,7 +38,7 @@ def _decoded(name: str, parts: dict[str, Tensor]) -> Tensor:
 
 def _weight(name: str, parts: dict[str, Tensor]) -> Tensor:
     if "qweight" in parts:
-        return _awq(parts) if "awq" in name else _gptq(parts, int(name.split("gptq")[1][0]))
+        return _awq(parts) if "awq" in name else _gptq(parts, int(name.split("gptq")[1][0]), 96 if "partial-group" in name else 0)
     if "weight.absmax" in parts:
         return _nf4(parts)
     if "SCB" in parts:
@@ -85,9 +88,10 @@ def _words(parts: dict[str, Tensor], packed: Tensor) -> Tensor:
     return _scaled((codes - zero).float(), parts["weight_scale"])
 
 
-def _gptq(parts: dict[str, Tensor], bits: int) -> Tensor:
+def _gptq(parts: dict[str, Tensor], bits: int, size: int) -> Tensor:
     codes = _unpacked(parts["qweight"].T, bits)
-    zeros, group = _unpacked(parts["qzeros"], bits).T + 1, parts["g_idx"].long()
+    group = torch.arange(codes.shape[1]) // size if size else parts["g_idx"].long()
+    zeros = _unpacked(parts["qzeros"], bits).T + 1
     return (codes - zeros[:, group]).float() * parts["scales"].float().T[:, group]
 
 
@@ -102,7 +106,7 @@ def _awq(parts: dict[str, Tensor]) -> Tensor:
 
 def _nf4(parts: dict[str, Tensor]) -> Tensor:
     state = json.loads(bytes(next(tensor for leaf, tensor in parts.items() if "quant_state" in leaf).tolist()))
-    packed, largest = parts["weight"].flatten(), parts["weight.absmax"]
+    packed, largest = parts["weight"].view(torch.uint8).flatten(), parts["weight.absmax"]
     if "weight.nested_absmax" in parts:
         block = parts["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(largest)]
         largest = parts["weight.nested_quant_map"][largest.long()] * block + state["nested_offset"]

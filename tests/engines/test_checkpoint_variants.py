@@ -95,6 +95,52 @@ def test_zero_points_of_the_second_version(tmp_path: Path, config: dict[str, Any
     torch.testing.assert_close(values(folder, QUERY, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("order", [False, True], ids=["in order", "act-order"])
+def test_a_last_group_that_is_not_whole(tmp_path: Path, order: bool) -> None:
+    """Groups of 96 in rows of 128, as AutoGPTQ has them with columns sorted by importance too: 96 columns in one and 32 in the other."""
+    group = torch.arange(128) // 96
+    group = group[torch.randperm(128, generator=torch.Generator().manual_seed(0))] if order else group
+
+    def partial(stored: Tensors) -> None:
+        if order:
+            stored[f"{DOWN}.g_idx"] = group.int()
+
+    folder = changed(tmp_path, "autoround-gptq4-partial-group", partial, quant_method="gptq", desc_act=order)
+    stored = load_file(folder / "model.safetensors")
+    codes = (stored[f"{DOWN}.qweight"].T.contiguous().view(torch.uint8)[..., None] >> torch.tensor([0, 4]) & 15).flatten(1)
+    expected = (codes.float() - 8) * stored[f"{DOWN}.scales"].float().T[:, group]
+    assert schemes(folder, DOWN) == ["int4, one scale per group of 32"]
+    torch.testing.assert_close(values(folder, DOWN, (64, 128)), expected, atol=0, rtol=0)
+
+
+def test_blocks_of_nf4_that_end_within_a_row(tmp_path: Path) -> None:
+    """Blocks of 128 over rows of 64, and of 96, where the last block is not whole."""
+    for size in (128, 96):
+
+        def larger(stored: Tensors, size: int = size) -> None:
+            state = json.loads(bytes(stored[f"{QUERY}.weight.quant_state.bitsandbytes__nf4"].tolist())) | {"blocksize": size}
+            stored[f"{QUERY}.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+            stored[f"{QUERY}.weight.absmax"] = torch.linspace(0.5, 1.5, -(-4096 // size))
+
+        folder = changed(tmp_path / str(size), "bitsandbytes-nf4-words", larger)
+        stored = load_file(folder / "model.safetensors")
+        octets = stored[f"{QUERY}.weight"].view(torch.uint8).flatten()
+        codes = stored[f"{QUERY}.weight.quant_map"][torch.stack((octets >> 4, octets & 15), 1).flatten().long()]
+        expected = codes * stored[f"{QUERY}.weight.absmax"].repeat_interleave(size)[:4096]
+        torch.testing.assert_close(values(folder, QUERY, (64, 64)), expected.view(64, 64), atol=0, rtol=0)
+
+
+def test_packed_words_that_are_not_of_the_stated_bits(tmp_path: Path) -> None:
+    """Words of 8-bit codes would hold as many of 4 bits, and more."""
+    folder = changed(tmp_path, "llmcompressor-w8a16", lambda stored: None)
+    config = json.loads((folder / "config.json").read_text())
+    for one in config["quantization_config"]["config_groups"].values():
+        one["weights"]["num_bits"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=r"weight_packed in .* has shape \[64, 32\], which 4-bit codes of \[64, 128\] .* have not"):
+        checkpoint_plan(folder)
+
+
 @pytest.mark.parametrize("name", ["llmcompressor-w8a16", "llmcompressor-w8a8-smooth"], ids=["packed", "a code a byte"])
 @pytest.mark.parametrize("zero", [None, 3], ids=["symmetric", "asymmetric"])
 def test_int8_with_one_scale_for_the_tensor(tmp_path: Path, name: str, zero: int | None) -> None:

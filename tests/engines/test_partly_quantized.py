@@ -255,9 +255,9 @@ def ct(weights: dict[str, Any], form: str, inputs: dict[str, Any] | None = None)
 
 REFUSED = {
     "int8 of an unnamed tool": (with_int8, None, "weight", "does not state"),
-    "int6 of compressed-tensors": (
-        with_packed_int(6),
-        ct({**INT8, "num_bits": 6, "strategy": "group"}, "pack-quantized"),
+    "int1 of compressed-tensors": (
+        with_packed_int(1),
+        ct({**INT8, "num_bits": 1, "strategy": "group"}, "pack-quantized"),
         "weight_packed",
         "pack-quantized",
     ),

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trtllm_engines.checkpoints import open_weights
-from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+from trtllm_engines.checkpoints.checkpoint_precision import default_precision, plan_for
 from trtllm_engines.checkpoints.write import assemble, check_weights
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan
@@ -27,15 +27,22 @@ from trtllm_engines.runtime.inputs import StepSizes
 TOKENS = torch.arange(7, 7 + 16) * 5 % 64
 SCHEMES = {
     "autoround-awq4": ("int4", "int4, one scale per group of 32 with a zero point"),
+    "autoround-fp8-static": ("fp8_rowwise", "fp8, one scale per row"),
     "autoround-gptq3": ("int4", "int4, one scale per group of 32"),
     "autoround-gptq4-asym": ("int4", "int4, one scale per group of 32 with a zero point"),
+    "autoround-gptq4-partial-group": ("int4", "int4, one scale per row"),
     "autoround-gptq8": ("int8_wo", "int8, one scale per group of 32"),
+    "autoround-int8-w8a8": ("int8_sq", "int8, one scale per row"),
+    "autoround-nvfp4": ("nvfp4_wo", "fp4, one scale per group of 16"),
     "bitsandbytes-int8": ("int8_wo", "int8, one scale per row"),
     "bitsandbytes-nf4-double": ("nf4", "nf4, one scale per group of 64"),
+    "bitsandbytes-nf4-words": ("nf4", "nf4, one scale per group of 64"),
+    "llmcompressor-embedding": ("mixed", "int4, one scale per group of 32"),
     "llmcompressor-fp8-block": ("fp8_block", "fp8, one scale per block of 32 x 32"),
     "llmcompressor-mixed": ("mixed", "int4, one scale per group of 32"),
     "llmcompressor-mxfp4a16": ("mxfp4_wo", "fp4, one scale per group of 32"),
     "llmcompressor-nvfp4a16": ("nvfp4_wo", "fp4, one scale per group of 16"),
+    "llmcompressor-w3a16": ("int4", "int4, one scale per group of 32 with a zero point"),
     "llmcompressor-w4a16": ("int4", "int4, one scale per group of 32"),
     "llmcompressor-w4a16-asym-gptq": ("int4", "int4, one scale per group of 32 with a zero point"),
     "llmcompressor-w4afp8": ("w4a8", "int4, one scale per group of 32"),
@@ -104,7 +111,7 @@ def test_every_checkpoint_is_tried() -> None:
 def test_engine_gives_what_transformers_gives_of_the_decoded_weights(name: str) -> None:
     precision, weights = SCHEMES[name]
     plan = stated(name)
-    assert plan.name == precision
+    assert plan.name == default_precision(FOLDER / name, gpu=False) == precision
     assert str(plan.scheme_of("model.layers.0.self_attn.q_proj").weights) == weights
     reference = expected(name)[::5]
     torch.testing.assert_close(logits(name, plan_for(FOLDER / name, "fp32")), reference, atol=2e-5, rtol=1e-4)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trtllm_engines.checkpoints import check_finite, check_scale, check_shape
 from trtllm_engines.checkpoints.formats import UnknownQuantization, format_of, stated_method
+from trtllm_engines.checkpoints.formats.bitsandbytes import ABSMAX
 from trtllm_engines.checkpoints.formats.format import WIDE, Format
 from trtllm_engines.checkpoints.formats.fp8 import CODES as FP8
 from trtllm_engines.checkpoints.formats.fp8 import scale_name, stored_fp8
@@ -172,8 +173,8 @@ class FolderWeights(ABC):
                 raise self._refused(stored, f"are codes of {name}")
             place = f"{self._stated[name]}, where {self.index} says it is" if name in self._stated else f"{self.folder}"
             raise EngineError(f"weight {name} is missing from {place} (expected shape {list(shape)})")
-        stored_dtype, stored_shape = self.header(name)
-        if stored_dtype not in WIDE:
+        _, stored_shape = self.header(name)
+        if not self._is_wide(name):
             raise self._refused(name, "are codes")
         check_shape(name, shape, stored_shape, str(self._shard_of[name]))
 
@@ -247,8 +248,11 @@ class FolderWeights(ABC):
 
     def _is_codes(self, name: str) -> bool:
         """Whether it is a matrix of weights in anything but wide numbers."""
-        dtype, shape = self.header(name)
-        return dtype not in WIDE and len(shape) > 1 and "weight" in name.rpartition(".")[2]
+        return not self._is_wide(name) and len(self.header(name)[1]) > 1 and "weight" in name.rpartition(".")[2]
+
+    def _is_wide(self, name: str) -> bool:
+        """Whether a stored tensor is numbers, and not codes: bitsandbytes may keep its bytes in words of a wide type."""
+        return self.header(name)[0] in WIDE and f"{name}{ABSMAX}" not in self
 
     def _refused(self, name: str, why: str) -> EngineError:
         return EngineError(
@@ -259,7 +263,7 @@ class FolderWeights(ABC):
     def _codes_of(self, name: str) -> StoredCodes | None:
         """The codes of weight `name`, None where it is wide. Raises `EngineError` for those that no reader here knows."""
         module, _, leaf = name.rpartition(".")
-        if leaf != "weight" or (name in self._shard_of and self.header(name)[0] in WIDE):
+        if leaf != "weight" or (name in self._shard_of and self._is_wide(name)):
             return None
         try:
             codes = None if self._format is None else self._format.stored(module)
@@ -269,10 +273,10 @@ class FolderWeights(ABC):
         return stored_fp8(self, module) if codes is None else codes
 
     def _checked_scale(self, codes: StoredCodes, name: str) -> Tensor:
-        """fp32, one element or [rows, 1]."""
+        """fp32, one element or [rows, 1]. Those of integers may be negative (auto-round's are, where that rounds a row better)."""
         scale = codes.scale().float()
         where = scale_name(self, name) or name
-        for bound in torch.aminmax(scale):
+        for bound in torch.aminmax(scale if codes.kind.dtype == "fp8" else scale.abs()):
             check_scale(where, float(bound), str(self._shard_of[name]))
         return scale.view(-1, 1) if scale.numel() > 1 else scale.view(())
 

@@ -21,7 +21,16 @@ from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.module_names import check_counted, expression
 from trtllm_engines.quantization.precision import automatic_cache, default_unquantized, kv_scheme, with_context_attention
 from trtllm_engines.quantization.precision_map import read_precision_map
-from trtllm_engines.quantization.registry import EXACT_CODES, HEAD, MIXED, SchemeDefinition, definition, kv_definitions
+from trtllm_engines.quantization.registry import (
+    EMBEDDING,
+    EXACT_CODES,
+    HEAD,
+    MIXED,
+    SchemeDefinition,
+    definition,
+    kv_definitions,
+    scheme_for,
+)
 from trtllm_engines.quantization.scheme import WIDE, ModuleRule, QuantPlan, QuantScheme
 
 if TYPE_CHECKING:
@@ -146,7 +155,10 @@ def _stated_plan(reader: Format, weights: FolderWeights | None) -> QuantPlan | N
     chosen = definition(_name_of([scheme for _, scheme in schemes]))
     wide_scheme = definition(chosen.wide_dtype).scheme
     patterns = [*reader.wide(), *(pattern for pattern, _ in schemes)]
-    rules = (ModuleRule("|".join([HEAD, *reader.wide()]), wide_scheme), *(ModuleRule(pattern, scheme) for pattern, scheme in schemes))
+    rules = (
+        ModuleRule("|".join([HEAD, EMBEDDING, *reader.wide()]), wide_scheme),
+        *(ModuleRule(pattern, scheme) for pattern, scheme in schemes),
+    )
     quantized = kv_definitions()
     cache = quantized[reader.kv_dtype()].scheme if reader.kv_dtype() in quantized else kv_scheme(chosen.name, "auto")
     plan = QuantPlan(chosen.name, chosen.wide_dtype, cache, rules, reader.file)
@@ -203,10 +215,19 @@ def _stored_schemes(plan: QuantPlan, reader: Format, weights: FolderWeights) -> 
             continue
         inputs = replace(stated.inputs, ordered=stored.order is not None, factored=stored.factor is not None)
         if EXACT_CODES not in definition(stated.name).recipes:
-            yield module, replace(stated, inputs=inputs)
+            yield module, replace(_of_rows(stated) if stored.kind.granularity == "row" else stated, inputs=inputs)
             continue
         how = f"{stated_method(reader.folder)}, with {stored.kind} and {inputs} inputs in {module}"
         yield module, reader.scheme(stored.kind, inputs, how)
+
+
+def _of_rows(stated: QuantScheme) -> QuantScheme:
+    """`stated` for codes with one scale per row: where it has one for the tensor, which would round them again, the scheme that keeps them.
+    Its inputs have one scale per token in place of the static one, and round less."""
+    if stated.weights is None or stated.weights.granularity != "tensor":
+        return stated
+    by_row = scheme_for(replace(stated.weights, granularity="row"), replace(stated.inputs, scaling="dynamic"))
+    return stated if by_row is None else by_row.scheme
 
 
 def _any_layer(module: str) -> str:

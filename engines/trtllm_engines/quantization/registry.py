@@ -31,6 +31,8 @@ CAST = "cast"
 HEAD = "lm_head"
 """Module that stays wide under every scheme: it is 6% of an 8B model's weights, errors there go straight into the logits, and its product
 also samples."""
+EMBEDDING = r"(?:.*\.)?(?:embed_tokens|wte)"
+"""Modules that look up token vectors, which is no product: what a checkpoint quantized of them is made wide."""
 
 EXACT_CODES = "codes"
 """The recipe of codes that are kept as they are stored, whatever their groups (`quantization.codes`): schemes that have it take any."""

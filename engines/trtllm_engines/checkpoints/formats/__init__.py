@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trtllm_engines.checkpoints.formats.auto_round import AutoRound
 from trtllm_engines.checkpoints.formats.awq import Awq
 from trtllm_engines.checkpoints.formats.bitsandbytes import BitsAndBytes
 from trtllm_engines.checkpoints.formats.compressed_tensors import CompressedTensors
@@ -17,7 +18,7 @@ from trtllm_engines.checkpoints.formats.modelopt import MODELOPT_CONFIG, ModelOp
 from trtllm_engines.documents import SHOWN, read_object_if_there, shown
 from trtllm_engines.errors import EngineError
 
-_READERS = (ModelOpt, CompressedTensors, Fp8Format, Gptq, Awq, BitsAndBytes)
+_READERS = (ModelOpt, CompressedTensors, AutoRound, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
 _CONFIG_PLACES = ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config"), (_CONFIG, "compression_config"))
 """(file, key) where the quantization is stated; the last is from compressed-tensors before its method had a name."""

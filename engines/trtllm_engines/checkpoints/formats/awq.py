@@ -23,8 +23,9 @@ from trtllm_engines.checkpoints.formats.config import (
     module_of_extra_config,
     within_name,
 )
-from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, group_size, words_to_codes
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, groups_of, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -58,11 +59,19 @@ class Awq(Format):
                 raise self.unknown(f"AWQ with {settings.bits} bits in {name[:60]}")
         return config
 
-    def rules(self) -> Sequence[Rule]:
+    @cached_property
+    def _group_sizes(self) -> list[tuple[str, int]]:
+        """(modules, columns of a group); the first pattern that matches counts."""
         config = self._config
         size = config.group_size or config.q_group_size or 128
         own = [(module_of_extra_config(name), settings.group_size or size) for name, settings in (config.extra_config or {}).items()]
-        return [(pattern, self._of_groups(columns)) for pattern, columns in (*own, (".*", size))]
+        return [*own, (".*", size)]
+
+    def _group_size(self, module: str) -> int:
+        return next(size for pattern, size in self._group_sizes if expression(pattern).matches(module))
+
+    def rules(self) -> Sequence[Rule]:
+        return [(pattern, self._of_groups(size)) for pattern, size in self._group_sizes]
 
     def _of_groups(self, size: int) -> QuantScheme:
         kind = Codes("int4", "group", size, True, "fp16") if size > 0 else Codes("int4", "row", zero_point=True)
@@ -77,15 +86,14 @@ class Awq(Format):
         qweight, qzeros, scales = (f"{module}.{leaf}" for leaf in ("qweight", "qzeros", "scales"))
         if not self.has(qweight):
             return None
-        assert self._config
         columns, words = self.matrix(qweight, ("I32",))
         rows = 8 * words
         groups, _ = self.matrix(scales, GROUP_SCALES)
         self.need(scales, GROUP_SCALES, (groups, rows))
         self.need(qzeros, ("I32",), (groups, words))
-        size = group_size(f"{module}.weight", columns, groups, self.folder)
+        grouping = groups_of(f"{module}.weight", columns, groups, self.folder, self._group_size(module))
         if groups > 1:
-            kind = Codes("int4", "group", size, True, SCALES[self.tensors.header(scales)[0]])
+            kind = Codes("int4", "group", grouping.size, True, SCALES[self.tensors.header(scales)[0]])
         else:
             kind = Codes("int4", "row", zero_point=True)
         return StoredCodes(
@@ -93,8 +101,8 @@ class Awq(Format):
             kind,
             (rows, columns),
             lambda: self._unpacked(qweight).T.contiguous(),
-            lambda: self.tensors.tensor(scales).T.contiguous(),
-            lambda: self._unpacked(qzeros).T.float(),
+            lambda: grouping.spread(self.tensors.tensor(scales).T.contiguous()),
+            lambda: grouping.spread(self._unpacked(qzeros).T.float()),
         )
 
     def _unpacked(self, name: str) -> Tensor:

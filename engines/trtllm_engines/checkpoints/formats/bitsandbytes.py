@@ -1,13 +1,15 @@
 """bitsandbytes, as transformers saves it: nf4 (Dettmers et al. 2023, arXiv 2305.14314) and int8 (2022, arXiv 2208.07339).
 
 4 bits: the matrix as one row of bytes, the high nibble first, in blocks of 64 with one largest magnitude each; these may be codes
-themselves, in blocks of 256 with an offset (double quantization). int8: one largest magnitude per row, `SCB`, of which a step is 1/127.
+themselves, in blocks of 256 with an offset (double quantization). The bytes may be stored as words of a wide type
+(`bnb_4bit_quant_storage`). int8: one largest magnitude per row, `SCB`, of which a step is 1/127.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import gcd
 from typing import Annotated
 
 import torch
@@ -18,11 +20,12 @@ from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, check
 from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.documents import checked_json
-from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.scheme import Codes, Inputs
 from trtllm_kernels import formats
 
 _BLOCK = 64
+ABSMAX = ".absmax"
+"""Ending of what 4-bit codes have beside them: the weight's name and this."""
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
@@ -72,36 +75,38 @@ class BitsAndBytes(Format):
             self.need(f"{module}.SCB", WIDE, (rows,))
             scale = lambda: self.tensors.tensor(f"{module}.SCB").float().view(rows, 1) / 127  # noqa: E731
             return StoredCodes(name, Codes("int8", "row"), (rows, columns), lambda: self.tensors.tensor(name), scale)
-        return self._nf4(module) if dtype == "U8" else None
+        return self._nf4(module) if dtype == "U8" or self.has(f"{name}{ABSMAX}") else None
 
     def _nf4(self, module: str) -> StoredCodes:
         assert self._config
-        name, absmax = f"{module}.weight", f"{module}.weight.absmax"
+        name, absmax = f"{module}.weight", f"{module}.weight{ABSMAX}"
         self.need(f"{module}.{_STATE}", ("U8",))
         state = self._state(module)
-        (rows, columns), size = state.shape, state.blocksize
-        if columns % size:
-            raise EngineError(
-                f"weight {name} in {self.folder} has {columns} columns, which do not divide into blocks of {size}; use another checkpoint"
-            )
-        self.need(name, ("U8",), (rows * columns // 2, 1))
-        self.need(absmax, ("F32", "U8"), (rows * columns // size,))
+        (rows, columns), block = state.shape, state.blocksize
+        size = gcd(columns, block)  # a block may hold the end of one row and the beginning of the next
+        self._check_bytes(name, rows * columns // 2)
+        self.need(absmax, ("F32", "U8"), (-(-rows * columns // block),))
         self.need(f"{module}.weight.quant_map", WIDE, (16,))
         table = self.tensors.tensor(f"{module}.weight.quant_map").float()
         if not torch.allclose(table, torch.tensor(formats.nf4.TABLE), atol=1e-6):
             raise self.unknown(f"bitsandbytes with a table of its own (such as {name})")
 
         def codes() -> Tensor:
-            packed = self.tensors.tensor(name).view(rows, columns // 2)
+            packed = self.tensors.tensor(name).contiguous().view(torch.uint8).view(rows, columns // 2)
             return torch.stack((packed >> 4, packed & 15), dim=2).flatten(1)
 
         def scale() -> Tensor:
             largest = self.tensors.tensor(absmax)
             if largest.dtype == torch.uint8:
                 largest = self._nested(module, largest, state)
-            return largest.float().view(rows, columns // size)
+            return largest.float().repeat_interleave(block // size)[: rows * columns // size].view(rows, columns // size)
 
         return StoredCodes(name, Codes("nf4", "group", size), (rows, columns), codes, scale)
+
+    def _check_bytes(self, name: str, count: int) -> None:
+        """Raises `EngineError` unless tensor `name` is one column of words that make `count` bytes."""
+        words = {"U8": count, "F16": count // 2, "BF16": count // 2, "F32": count // 4}
+        self.need(name, tuple(words), (words.get(self.tensors.header(name)[0], 0), 1))
 
     def _state(self, module: str) -> _State:
         text = bytes(self.tensors.tensor(f"{module}.{_STATE}").flatten().tolist()).decode(errors="replace")

@@ -1,7 +1,8 @@
 """compressed-tensors: what llm-compressor writes (github.com/vllm-project/compressed-tensors).
 
-Groups of modules, each with its own weights and inputs. `weight_packed` holds integers of 4 or 8 bits in int32 words along K, lowest first,
-shifted to be positive (`pack-quantized`), or two fp4 codes a byte; `weight` holds int8 (`int-quantized`, of 4-bit codes too) or fp8.
+Groups of modules, each with its own weights and inputs. `weight_packed` holds integers of 2 to 8 bits in int32 words along K, a stream of
+bits, lowest first, shifted to be positive (`pack-quantized`), or two fp4 codes a byte; `weight` holds int8 (`int-quantized`, of fewer bits
+too) or fp8. Codes of 2 and 3 bits become int4, those of 5 to 7 bits int8.
 NVFP4's scale of the tensor is divided by: `weight_global_scale` is what scales were multiplied by to fill E4M3.
 """
 
@@ -15,15 +16,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import EVERY_LINEAR, CacheCodes, GroupSize, Name, Names, Stated, checked_config, target
+from trtllm_engines.checkpoints.formats.config import (
+    EMBEDDINGS,
+    EVERY_LINEAR,
+    CacheCodes,
+    GroupSize,
+    Name,
+    Names,
+    Stated,
+    checked_config,
+    target,
+)
 from trtllm_engines.checkpoints.formats.format import (
     GROUP_SCALES,
     SCALES,
     WIDE_DTYPE,
     Format,
+    Groups,
     Rule,
     column_order,
-    group_size,
+    groups_of,
     nibbles,
     runs,
     words_to_codes,
@@ -42,7 +54,7 @@ _LAYOUTS = {
 """Layouts (`format`) that are read. Under `mixed-precision` each group has a layout of its own, recognised by its tensors."""
 
 
-class _Codes(Stated):
+class StatedCodes(Stated):
     """What it says of a weight or an input."""
 
     num_bits: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -55,10 +67,10 @@ class _Codes(Stated):
     dynamic: bool | Name | None = None
 
 
-class _Group(Stated):
+class Group(Stated):
     targets: Names | None = None
-    weights: _Codes | None = None
-    input_activations: _Codes | None = None
+    weights: StatedCodes | None = None
+    input_activations: StatedCodes | None = None
 
 
 class _Applied(Stated):
@@ -79,10 +91,10 @@ class _Transforms(Stated):
         return [name for name, one in groups if any(not place.location.startswith("weight_") for place in one.apply or ())]
 
 
-class _Config(Stated):
+class Config(Stated):
     format: Name | None = None
     transform_config: _Transforms | None = None
-    config_groups: dict[str, _Group] | None = None
+    config_groups: dict[str, Group] | None = None
     ignore: Names | None = None
     kv_cache_scheme: CacheCodes | None = None
 
@@ -93,8 +105,8 @@ class CompressedTensors(Format):
         return method == "compressed-tensors"
 
     @cached_property
-    def _config(self) -> _Config:
-        config = checked_config(_Config, self)
+    def _config(self) -> Config:
+        config = checked_config(Config, self)
         if config.format and config.format not in _LAYOUTS:
             raise self.unknown(f"compressed-tensors in the layout {config.format[:60]}")
         if config.transform_config and (rotated := config.transform_config.between_products()):
@@ -102,12 +114,12 @@ class CompressedTensors(Format):
         return config
 
     @cached_property
-    def _targets(self) -> list[tuple[str, _Group]]:
+    def _targets(self) -> list[tuple[str, Group]]:
         """(modules, group) of each target, named modules before expressions before whole classes, as compressed-tensors looks them up."""
-        targets: list[tuple[int, str, _Group]] = []
+        targets: list[tuple[int, str, Group]] = []
         for group in (self._config.config_groups or {}).values():
             for one in group.targets or [EVERY_LINEAR]:
-                rank = 2 if one == EVERY_LINEAR else 1 if one.startswith("re:") else 0
+                rank = 3 if one == EVERY_LINEAR else 2 if one == EMBEDDINGS else 1 if one.startswith("re:") else 0
                 targets.append((rank, target(one), group))
         return [(pattern, group) for _, pattern, group in sorted(targets, key=lambda one: one[0])]
 
@@ -123,7 +135,7 @@ class CompressedTensors(Format):
         cache = self._config.kv_cache_scheme
         return "" if cache is None else cache.dtype
 
-    def _scheme(self, group: _Group) -> QuantScheme:
+    def _scheme(self, group: Group) -> QuantScheme:
         if group.weights is None:  # only the KV cache or the inputs are quantized: GEMMs stay wide
             return definition(WIDE_DTYPE).scheme
         weights, inputs = group.weights, group.input_activations
@@ -135,7 +147,7 @@ class CompressedTensors(Format):
         inputs_stay_wide = taken.dtype == "int8" and not runs(kind, taken)
         return self.scheme(kind, Inputs() if inputs_stay_wide else taken, how)
 
-    def _inputs(self, inputs: _Codes | None, weights: _Codes, how: str) -> Inputs:
+    def _inputs(self, inputs: StatedCodes | None, weights: StatedCodes, how: str) -> Inputs:
         """How the engine takes the inputs. fp4 inputs, and those of block-scaled fp8, are taken wide: no Hopper GPU multiplies fp4, and
         wide inputs are exact. int8 inputs get a scale per token even where a static one is stated, since it rounds less. `_scheme` takes
         them wide too where no GEMM multiplies them by the weights (int4, or with zero points)."""
@@ -146,11 +158,11 @@ class CompressedTensors(Format):
             raise self.unknown(how)
         return Inputs(dtype, "dynamic" if inputs.dynamic or dtype == "int8" else "static")
 
-    def _kind(self, weights: _Codes, how: str) -> Codes:
+    def _kind(self, weights: StatedCodes, how: str) -> Codes:
         zero = weights.symmetric is False
         match weights.num_bits, weights.type, weights.strategy:
-            case (4 | 8) as bits, "int", "group" | "channel" | "tensor" as strategy:
-                dtype = f"int{bits}"
+            case (2 | 3 | 4 | 5 | 6 | 7 | 8) as bits, "int", "group" | "channel" | "tensor" as strategy:
+                dtype = "int4" if bits <= 4 else "int8"
                 if strategy == "group" and (size := weights.group_size or 128) > 0:
                     return Codes(dtype, "group", size, zero, "bf16")
                 return Codes(dtype, "tensor" if strategy == "tensor" else "row", zero_point=zero)
@@ -166,7 +178,7 @@ class CompressedTensors(Format):
 
     def stored(self, module: str) -> StoredCodes | None:
         group = next((one for pattern, one in self._targets if expression(pattern).matches(module)), None)
-        weights = (group.weights if group else None) or _Codes()
+        weights = (group.weights if group else None) or StatedCodes()
         packed, plain = f"{module}.weight_packed", f"{module}.weight"
         if self.has(packed):
             return self._fp4(module) if self.tensors.header(packed)[0] == "U8" else self._words(module, weights)
@@ -178,40 +190,40 @@ class CompressedTensors(Format):
         block = weights.block_structure[0] if weights.block_structure else None
         return stored_fp8(self.tensors, module, block)
 
-    def _words(self, module: str, weights: _Codes) -> StoredCodes:
+    def _words(self, module: str, weights: StatedCodes) -> StoredCodes:
         name, scale = f"{module}.weight_packed", f"{module}.weight_scale"
-        bits = weights.num_bits
-        if bits not in (4, 8):
-            raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
+        bits = self._bits(weights, name)
         rows, words = self.matrix(name, ("I32",))
         columns = words * 32 // bits
         if self.has(f"{module}.weight_shape"):
             self.need(f"{module}.weight_shape", ("I32", "I64"), (2,))
-            rows, columns = (int(size) for size in self.tensors.tensor(f"{module}.weight_shape").tolist())
-        if not 0 < columns <= words * 32 // bits or rows != self.tensors.header(name)[1][0]:
-            raise EngineError(f"tensor {module}.weight_shape in {self.folder} is {[rows, columns]}, more than {name} holds")
+            stored_rows, columns = (int(size) for size in self.tensors.tensor(f"{module}.weight_shape").tolist())
+            if stored_rows != rows or columns < 1 or -(-columns * bits // 32) != words:
+                raise EngineError(
+                    f"tensor {name} in {self.folder} has shape {[rows, words]}, which {bits}-bit codes of {[stored_rows, columns]} "
+                    f"({module}.weight_shape) have not; download it again"
+                )
         zero_name = f"{module}.weight_zero_point"
-        kind = self._int_kind(module, weights, (rows, columns))
-        size = kind.group_size or columns
+        kind, groups = self._int_kind(module, weights, (rows, columns))
         g_idx = f"{module}.weight_g_idx"
         if self.has(g_idx):
             self.need(g_idx, ("I32", "I64"), (columns,))
-        order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
+        order = column_order(g_idx, self.tensors.tensor(g_idx), groups, self.folder) if self.has(g_idx) else None
+        shift = _shift(bits) - (1 << (bits - 1))
 
         def codes() -> Tensor:
             unsigned = words_to_codes(self.tensors.tensor(name), bits)[:, :columns]
             unsigned = unsigned if order is None else unsigned[:, order.long()]
-            return unsigned if bits == 4 else (unsigned.short() - 128).char()
+            return unsigned + shift if bits <= 4 else (unsigned.short() + shift).char()
 
         def zero() -> Tensor:
             stored = self.tensors.tensor(zero_name)
             if stored.dtype != torch.int32:
                 return _plain_zero(stored, rows, bits)
-            unpacked = words_to_codes(stored.T.contiguous(), bits).T[:rows].float() - (0 if bits == 4 else 128)
-            return unpacked.contiguous()
+            return groups.spread((words_to_codes(stored.T.contiguous(), bits).T[:rows].float() + shift).contiguous())
 
         if kind.zero_point and kind.granularity != "tensor":
-            self.need(zero_name, ("I32",), (-(-rows * bits // 32), columns // size))
+            self.need(zero_name, ("I32",), (-(-rows * bits // 32), groups.count))
         elif kind.zero_point:
             self.number(zero_name, ("I8",))
         return StoredCodes(
@@ -219,58 +231,61 @@ class CompressedTensors(Format):
             kind,
             (rows, columns),
             codes,
-            lambda: self._scale(scale, kind),
+            lambda: self._scale(scale, kind, groups),
             zero if kind.zero_point else None,
             order=None if order is None else lambda: order,
         )
 
-    def _int8(self, module: str, weights: _Codes) -> StoredCodes:
-        """`int-quantized`: a code a byte, of 4 bits too."""
+    def _int8(self, module: str, weights: StatedCodes) -> StoredCodes:
+        """`int-quantized`: a code a byte, of fewer bits too."""
         name, scale, zero = f"{module}.weight", f"{module}.weight_scale", f"{module}.weight_zero_point"
-        bits = weights.num_bits
-        if bits not in (4, 8) or weights.type != "int":
-            raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
+        bits = self._bits(weights, name)
         rows, columns = self.matrix(name, ("I8",))
-        kind = self._int_kind(module, weights, (rows, columns))
+        kind, groups = self._int_kind(module, weights, (rows, columns))
         if kind.zero_point and kind.granularity != "tensor":
-            self.need(zero, ("I8",), (rows, columns // kind.group_size if kind.in_groups else 1))
+            self.need(zero, ("I8",), (rows, groups.count))
         elif kind.zero_point:
             self.number(zero, ("I8",))
         return StoredCodes(
             name,
             kind,
             (rows, columns),
-            lambda: (self.tensors.tensor(name) + 8).byte() if bits == 4 else self.tensors.tensor(name),
-            lambda: self._scale(scale, kind),
-            (lambda: _plain_zero(self.tensors.tensor(zero), rows, bits)) if kind.zero_point else None,
+            lambda: (self.tensors.tensor(name) + _shift(bits)).byte() if bits <= 4 else self.tensors.tensor(name),
+            lambda: self._scale(scale, kind, groups),
+            (lambda: groups.spread(_plain_zero(self.tensors.tensor(zero), rows, bits))) if kind.zero_point else None,
         )
 
-    def _scale(self, name: str, kind: Codes) -> Tensor:
-        stored = self.tensors.tensor(name)
-        return stored.float().view(1) if kind.granularity == "tensor" else stored
+    def _bits(self, weights: StatedCodes, name: str) -> int:
+        if weights.type != "int" or weights.num_bits is None or not 2 <= weights.num_bits <= 8:
+            raise self.unknown(f"compressed-tensors with {_said(weights)} weights (such as {name})")
+        return weights.num_bits
 
-    def _int_kind(self, module: str, weights: _Codes, shape: tuple[int, int]) -> Codes:
-        """Codes of the weight of `module`, of `shape` [rows, columns]; their granularity follows from the shape of the scales. Raises
-        `EngineError` for scales that do not fit."""
-        scale, dtype = f"{module}.weight_scale", f"int{weights.num_bits}"
+    def _scale(self, name: str, kind: Codes, groups: Groups) -> Tensor:
+        stored = self.tensors.tensor(name)
+        return stored.float().view(1) if kind.granularity == "tensor" else groups.spread(stored)
+
+    def _int_kind(self, module: str, weights: StatedCodes, shape: tuple[int, int]) -> tuple[Codes, Groups]:
+        """Codes of the weight of `module`, of `shape` [rows, columns], and their groups (a row is one group); the granularity follows from
+        the shape of the scales. Raises `EngineError` for scales that do not fit."""
+        scale, dtype = f"{module}.weight_scale", "int4" if (weights.num_bits or 8) <= 4 else "int8"
         zero = weights.symmetric is False or self.has(f"{module}.weight_zero_point")
         rows, columns = shape
         if self.need(scale, GROUP_SCALES) in ((), (1,), (1, 1)):
-            return Codes(dtype, "tensor", zero_point=zero)
+            return Codes(dtype, "tensor", zero_point=zero), Groups(columns, columns)
         scale_shape = self.matrix(scale, GROUP_SCALES)
         if scale_shape[0] != rows:
             raise EngineError(f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {rows} rows, one per output")
         if scale_shape[1] == 1:
-            return Codes(dtype, "row", zero_point=zero)
-        size = group_size(f"{module}.weight", columns, scale_shape[1], self.folder)
-        return Codes(dtype, "group", size, zero, SCALES[self.tensors.header(scale)[0]])
+            return Codes(dtype, "row", zero_point=zero), Groups(columns, columns)
+        groups = groups_of(f"{module}.weight", columns, scale_shape[1], self.folder, weights.group_size or 0)
+        return Codes(dtype, "group", groups.size, zero, SCALES[self.tensors.header(scale)[0]]), groups
 
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight_packed", f"{module}.weight_scale", f"{module}.weight_global_scale"
         rows, half = self.matrix(name, ("U8",))
         _, groups = self.matrix(scale, ("F8_E4M3", "U8"))
         self.need(scale, ("F8_E4M3", "U8"), (rows, groups))
-        size = group_size(f"{module}.weight", 2 * half, groups, self.folder)
+        size = groups_of(f"{module}.weight", 2 * half, groups, self.folder).size
         nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             f"{module}.weight",
@@ -282,7 +297,7 @@ class CompressedTensors(Format):
         )
 
 
-def _said(codes: _Codes) -> str:
+def _said(codes: StatedCodes) -> str:
     scaled = f", one scale per {codes.strategy}" if codes.strategy else ""
     return f"{codes.num_bits}-bit {codes.type}{scaled}"
 
@@ -290,4 +305,9 @@ def _said(codes: _Codes) -> str:
 def _plain_zero(stored: Tensor, rows: int, bits: int) -> Tensor:
     """Zero points fp32 [N, 1] or [N, groups], from stored ones that are a byte each, or from one for the whole tensor."""
     by_row = stored.float().view(-1, 1).expand(rows, 1) if stored.numel() == 1 else stored.float().view(rows, -1)
-    return by_row + (8 if bits == 4 else 0)
+    return by_row + _shift(bits)
+
+
+def _shift(bits: int) -> int:
+    """What turns signed codes into those that an engine has: int4's count from 0, with their middle at 8; those of more bits are int8."""
+    return 8 if bits <= 4 else 0

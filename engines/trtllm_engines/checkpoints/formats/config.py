@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from trtllm_engines.documents import checked
+from trtllm_engines.quantization.registry import EMBEDDING
 
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.formats.format import Format
@@ -22,6 +23,8 @@ WIDE_BITS = 16
 """From this number of bits on, auto-round's settings leave a module wide."""
 EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
+EMBEDDINGS = "Embedding"
+"""Its target for tables of token vectors, which are of another class."""
 
 
 class Stated(BaseModel):
@@ -63,9 +66,11 @@ def wildcards(pattern: str) -> str:
 
 
 def target(target: str) -> str:
-    """compressed-tensors': a name, `re:` and an expression that the name begins with, or the class of every product."""
+    """compressed-tensors': a name, `re:` and an expression that the name begins with, or the class of modules."""
     if target == EVERY_LINEAR:
         return ".*"
+    if target == EMBEDDINGS:
+        return EMBEDDING
     return f"(?:{target.removeprefix('re:')}).*" if target.startswith("re:") else re.escape(target) + r"(?:\..*)?"
 
 

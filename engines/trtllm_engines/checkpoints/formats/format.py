@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import gcd
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trtllm_engines.checkpoints import check_scale
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
@@ -149,21 +151,49 @@ def runs(kind: Codes, inputs: Inputs) -> bool:
     return chosen is not None and (EXACT_CODES in chosen.recipes or not (kind.zero_point or kind.in_groups))
 
 
-def group_size(name: str, columns: int, groups: int, folder: Path) -> int:
-    """Columns per group. Raises `EngineError` where they do not divide."""
-    if groups < 1 or columns % groups:
+@dataclass(frozen=True)
+class Groups:
+    """Groups of `stated` neighbours in rows of `columns`, of which the last may have fewer. An engine's groups are of one size: the largest
+    that divides both, so that a stored group is one of them or several with the same scale."""
+
+    columns: int
+    stated: int
+
+    @property
+    def size(self) -> int:
+        return gcd(self.columns, self.stated)
+
+    @property
+    def count(self) -> int:
+        """Groups as they are stored."""
+        return -(-self.columns // self.stated)
+
+    def spread(self, parts: Tensor) -> Tensor:
+        """[N, columns / size] of what is stored for each group, [N, stored groups]."""
+        if self.columns % self.stated == 0:
+            return parts
+        return parts[:, torch.arange(0, self.columns, self.size) // self.stated]
+
+
+def groups_of(name: str, columns: int, stored: int, folder: Path, stated: int = 0) -> Groups:
+    """The groups of a row that has `stored` scales: of the `stated` size where that makes as many, else of equal size. Raises `EngineError`
+    where they do not divide."""
+    if stated > 0 and -(-columns // stated) == stored:
+        return Groups(columns, min(columns, stated))
+    if stored < 1 or columns % stored:
         raise EngineError(
-            f"weight {name} in {folder} has {columns} columns and scales for {groups} groups, which do not divide; use another checkpoint"
+            f"weight {name} in {folder} has {columns} columns and scales for {stored} groups, which do not divide; use another checkpoint"
         )
-    return columns // groups
+    return Groups(columns, columns // stored)
 
 
 def words_to_codes(words: Tensor, bits: int) -> Tensor:
-    """uint8 [R, C * 32 / bits] of int32 words [R, C]: each row is a stream of bits, lowest first."""
+    """uint8 [R, C * 32 / bits or more] of int32 words [R, C]: each row is a stream of bits, lowest first. Zeros may follow."""
     if 8 % bits == 0:
         octets = words.contiguous().view(torch.uint8)  # of a little-endian machine, as all that run torch are
         return octets if bits == 8 else torch.stack([octets >> shift & ((1 << bits) - 1) for shift in range(0, 8, bits)], -1).flatten(-2)
     rows = words.shape[0]
+    words = functional.pad(words, (0, -words.shape[1] % bits))
     per_block = (words.long() & 0xFFFFFFFF).view(rows, -1, bits)  # `bits` words hold 32 codes
     codes = []
     for first in range(0, 32 * bits, bits):
@@ -180,13 +210,15 @@ def nibbles(packed: Tensor) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
 
 
-def column_order(name: str, g_idx: Tensor, size: int, folder: Path) -> Tensor | None:
-    """int32 [K]: columns sorted by group, from the group of each; None where they are in order. Raises `EngineError` for groups of
-    unequal sizes."""
-    groups = g_idx.long()
-    count = len(groups) // size
-    if torch.equal(groups, torch.arange(len(groups)) // size):
+def column_order(name: str, g_idx: Tensor, groups: Groups, folder: Path) -> Tensor | None:
+    """int32 [K]: columns sorted by group, from the group of each; None where they are in order. Raises `EngineError` for groups of other
+    sizes."""
+    in_order = torch.arange(groups.columns) // groups.stated
+    stored = g_idx.long()
+    if torch.equal(stored, in_order):
         return None
-    if groups.min() < 0 or groups.max() >= count or not bool((torch.bincount(groups, minlength=count) == size).all()):
-        raise EngineError(f"tensor {name} in {folder} does not give each of {count} groups {size} columns; use another checkpoint")
-    return torch.argsort(groups, stable=True).int()
+    if not torch.equal(stored.sort().values, in_order):
+        raise EngineError(
+            f"tensor {name} in {folder} does not give each of {groups.count} groups {groups.stated} columns; use another checkpoint"
+        )
+    return torch.argsort(stored, stable=True).int()

@@ -1,5 +1,5 @@
 """Weights in fp8 (E4M3) with their scales: what ModelOpt, compressed-tensors, transformers, FBGEMM and DeepSeek's form have in common, and
-the `fp8` and `fbgemm_fp8` methods of transformers and vLLM themselves.
+the `fp8` and `fbgemm_fp8` methods of transformers and vLLM themselves, and auto-round's own.
 
 One scale for the tensor, for each row, or for each square of 128 x 128 (DeepSeek-V3, Qwen3-FP8); the values are the codes times it, under
 whichever of its names.
@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from trtllm_engines.checkpoints.formats.config import Name, Names, Stated, checked_config, part_of_name
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, part_of_name
 from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
@@ -37,7 +37,7 @@ class _Fp8(Stated):
 class Fp8Format(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method in ("fp8", "fbgemm_fp8")
+        return method in ("fp8", "fbgemm_fp8", f"{AUTO_ROUND}auto_round:fp8", f"{AUTO_ROUND}auto_round:fp8_static")
 
     @property
     def _config(self) -> _Fp8:
@@ -50,7 +50,7 @@ class Fp8Format(Format):
             if rows != columns:
                 raise self.unknown(f"fp8 in blocks of {rows}x{columns}")
             return [(".*", self.scheme(Codes("fp8", "block", columns), Inputs(), "fp8 in blocks"))]
-        static = self.config.get("quant_method") == "fp8" and config.activation_scheme == "static"
+        static = self.config.get("quant_method") != "fbgemm_fp8" and config.activation_scheme == "static"
         return [(".*", definition("fp8" if static else "fp8_rowwise").scheme)]
 
     def wide(self) -> Sequence[str]:

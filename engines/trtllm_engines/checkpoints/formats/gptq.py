@@ -28,7 +28,7 @@ from trtllm_engines.checkpoints.formats.config import (
     module_of_extra_config,
     within_name,
 )
-from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, column_order, group_size, words_to_codes
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, column_order, groups_of, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.module_names import expression
@@ -131,7 +131,7 @@ class Gptq(Format):
         groups, _ = self.matrix(scales, GROUP_SCALES)
         self.need(scales, GROUP_SCALES, (groups, rows))
         self.need(qzeros, ("I32",), (groups, rows * bits // 32))
-        size = group_size(f"{module}.weight", columns, groups, self.folder)
+        grouping = groups_of(f"{module}.weight", columns, groups, self.folder, config.group_size)
         if self.has(g_idx):
             self.need(g_idx, ("I32", "I64"), (columns,))
         elif config.desc_act and groups > 1:
@@ -139,11 +139,11 @@ class Gptq(Format):
                 f"weight {module}.weight in {self.folder} was quantized with its columns in another order (desc_act), and {g_idx} is "
                 f"missing; download it again"
             )
-        order = column_order(g_idx, self.tensors.tensor(g_idx), size, self.folder) if self.has(g_idx) else None
+        order = column_order(g_idx, self.tensors.tensor(g_idx), grouping, self.folder) if self.has(g_idx) else None
         middle = 1 << (bits - 1)
         shift = 8 - middle if config.sym and bits < 8 else 0  # codes of few bits, moved so that zero is int4's own
         stored_as = {8: "int8"}.get(bits, "int4")
-        granular = ("group", size) if groups > 1 else ("row", 0)
+        granular = ("group", grouping.size) if groups > 1 else ("row", 0)
         scale_dtype = SCALES[self.tensors.header(scales)[0]] if groups > 1 else "fp32"
         kind = Codes(stored_as, granular[0], granular[1], not config.sym, scale_dtype)  # type: ignore[arg-type]
 
@@ -164,7 +164,7 @@ class Gptq(Format):
             kind,
             (rows, columns),
             codes,
-            lambda: self.tensors.tensor(scales).T.contiguous(),
-            (lambda: zero_codes().float() - (128 if bits == 8 else 0)) if kind.zero_point else None,
+            lambda: grouping.spread(self.tensors.tensor(scales).T.contiguous()),
+            (lambda: grouping.spread(zero_codes().float() - (128 if bits == 8 else 0))) if kind.zero_point else None,
             order=None if order is None else lambda: order,
         )

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import CacheCodes, Name, Names, Stated, checked_config, wildcards
-from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, WIDE, Format, Rule, group_size, nibbles
+from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, WIDE, Format, Rule, groups_of, nibbles
 from trtllm_engines.checkpoints.formats.fp8 import stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
@@ -123,7 +123,7 @@ class ModelOpt(Format):
             raise EngineError(
                 f"tensor {scale} in {self.folder} has shape {list(scale_shape)}; it must have {2 * half} rows, one per output"
             )
-        size = group_size(name, columns, scale_shape[1], self.folder)
+        grouping = groups_of(name, columns, scale_shape[1], self.folder, self._config.group_size or 0)
 
         def codes() -> Tensor:
             packed = self.tensors.tensor(name)
@@ -132,10 +132,10 @@ class ModelOpt(Format):
 
         return StoredCodes(
             name,
-            Codes("int4", "group", size, scale_dtype=SCALES[self.tensors.header(scale)[0]]),
+            Codes("int4", "group", grouping.size, scale_dtype=SCALES[self.tensors.header(scale)[0]]),
             (2 * half, columns),
             codes,
-            lambda: self.tensors.tensor(scale),
+            lambda: grouping.spread(self.tensors.tensor(scale)),
         )
 
     def _fp4(self, module: str) -> StoredCodes:
@@ -144,7 +144,7 @@ class ModelOpt(Format):
         groups = math.prod(self.need(scale, ("F8_E4M3", "U8"))) // rows
         if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
-        size = group_size(name, 2 * half, groups, self.folder)
+        size = groups_of(name, 2 * half, groups, self.folder).size
         nvidias = self.fp4_scales(scale, whole)
         return StoredCodes(
             name,
