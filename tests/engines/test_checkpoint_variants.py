@@ -284,3 +284,65 @@ def test_parts_that_are_no_numbers_are_named(tmp_path: Path, name: str, part: st
     folder = changed(tmp_path, name, damaged)
     with pytest.raises(EngineError, match=said):
         logits(folder, plan_for(folder, default_precision(folder, gpu=False)))
+
+
+def test_factors_of_inputs_beside_fp8_weights(tmp_path: Path) -> None:
+    """They are part of the values, and the weight's own codes take them as inputs that are multiplied first."""
+    fp8 = dense("llmcompressor-w8a16")[f"{DOWN}.weight"].to(torch.float8_e4m3fn)
+    factor = torch.linspace(0.5, 2.0, 128)
+
+    def factored(stored: Tensors) -> None:
+        parts = {"weight": fp8, "weight_scale": torch.tensor(0.5), "input_scale": torch.tensor(0.01), "pre_quant_scale": factor}
+        for key in [key for key in stored if key.startswith(DOWN)]:
+            del stored[key]
+        stored |= {f"{DOWN}.{leaf}": tensor for leaf, tensor in parts.items()}
+
+    folder = changed(tmp_path, "llmcompressor-w8a16", factored)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "modelopt",
+        "quant_algo": "FP8",
+        "exclude_modules": ["*self_attn*", "*gate*", "*up*"],
+    }
+    wide = {key: tensor.bfloat16() for key, tensor in dense("llmcompressor-w8a16").items() if not key.startswith(DOWN)}
+    save_file(
+        wide | {key: one for key, one in load_file(folder / "model.safetensors").items() if key.startswith(DOWN)},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(values(folder, DOWN, (64, 128)), fp8.float() * 0.5 * factor, atol=0, rtol=1e-6)
+    plan = plan_for(folder, default_precision(folder, gpu=False))
+    assert str(plan.scheme_of(DOWN).inputs) == "fp8, one scale per token, a factor per column"
+    reference = logits(folder, plan_for(folder, "fp32"))
+    assert torch.nn.functional.cosine_similarity(logits(folder, plan).float(), reference).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        ({}, "fp32"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}, "format": "dense", "sparsity_config": {"format": "dense"}}, "fp32"),
+    ],
+    ids=["an empty statement", "pruned, not quantized"],
+)
+def test_a_configuration_that_quantizes_nothing(tmp_path: Path, config: dict[str, Any], precision: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    assert default_precision(tmp_path, gpu=False) == precision
+
+
+@pytest.mark.parametrize("leaf", ["W_q", "weight._data", "codes"], ids=["HQQ", "Quanto", "AQLM"])
+def test_codes_that_are_called_otherwise_are_named(tmp_path: Path, leaf: str) -> None:
+    def renamed(stored: Tensors) -> None:
+        del stored[f"{QUERY}.weight_scale"], stored[f"{QUERY}.weight_packed"], stored[f"{QUERY}.weight_shape"]
+        stored[f"{QUERY}.{leaf}"] = torch.zeros((64, 64), dtype=torch.int8)
+
+    folder = changed(tmp_path, "llmcompressor-w8a16", renamed, quant_method="another")
+    with pytest.raises(EngineError, match=rf"q_proj\.{leaf}: its I8 values in .* are codes of .*q_proj\.weight, quantized by another"):
+        values(folder, QUERY, (64, 64))
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    folder = changed(tmp_path, "llmcompressor-w8a16", lambda stored: None, sparsity_config={"format": "sparse-24-bitmask"})
+    for act in (lambda: default_precision(folder, gpu=False), lambda: values(folder, QUERY, (64, 64)), lambda: values(folder, "a", (1, 1))):
+        with pytest.raises(EngineError, match=r"sparse weights|are codes"):
+            act()

@@ -152,7 +152,7 @@ class FolderWeights(ABC):
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self.check(name, shape)
         codes = self._codes_of(name)
-        if codes is None or (codes.kind.granularity != "block" and codes.kind.dtype == "fp8"):
+        if codes is None or (codes.kind.dtype == "fp8" and codes.kind.granularity != "block" and codes.factor is None):
             tensor = self.tensor(name)
             check_finite(name, tensor, dtype, str(self._shard_of[name]))
             if codes is not None:
@@ -169,7 +169,7 @@ class FolderWeights(ABC):
             check_shape(name, shape, codes.shape, str(self.folder))
             return
         if name not in self._shard_of:
-            if (stored := next((one for one in self._shard_of if one.startswith(f"{module}.") and self._is_codes(one)), None)) is not None:
+            if (stored := self._codes_within(module)) is not None:
                 raise self._refused(stored, f"are codes of {name}")
             place = f"{self._stated[name]}, where {self.index} says it is" if name in self._stated else f"{self.folder}"
             raise EngineError(f"weight {name} is missing from {place} (expected shape {list(shape)})")
@@ -250,6 +250,11 @@ class FolderWeights(ABC):
         """Whether it is a matrix of weights in anything but wide numbers."""
         return not self._is_wide(name) and len(self.header(name)[1]) > 1 and "weight" in name.rpartition(".")[2]
 
+    def _codes_within(self, module: str) -> str | None:
+        """A tensor of `module` that is stored as codes, whatever its tool calls it."""
+        within = (one for one in sorted(self._shard_of) if one.startswith(f"{module}."))
+        return next((one for one in within if not self._is_wide(one) and len(self.header(one)[1]) > 1), None)
+
     def _is_wide(self, name: str) -> bool:
         """Whether a stored tensor is numbers, and not codes: bitsandbytes may keep its bytes in words of a wide type."""
         return self.header(name)[0] in WIDE and f"{name}{ABSMAX}" not in self
@@ -268,8 +273,10 @@ class FolderWeights(ABC):
         try:
             codes = None if self._format is None else self._format.stored(module)
         except UnknownQuantization:
-            stored = [one for one in sorted(self._shard_of) if one.startswith(f"{module}.") and self._is_codes(one)]
-            raise self._refused(stored[0], "are codes") from None
+            stored = self._codes_within(module)
+            if stored is None:
+                raise
+            raise self._refused(stored, "are codes" if stored == name else f"are codes of {name}") from None
         return stored_fp8(self, module) if codes is None else codes
 
     def _checked_scale(self, codes: StoredCodes, name: str) -> Tensor:

@@ -215,15 +215,17 @@ def _stored_schemes(plan: QuantPlan, reader: Format, weights: FolderWeights) -> 
             continue
         inputs = replace(stated.inputs, ordered=stored.order is not None, factored=stored.factor is not None)
         if EXACT_CODES not in definition(stated.name).recipes:
-            yield module, replace(_of_rows(stated) if stored.kind.granularity == "row" else stated, inputs=inputs)
+            keeps = stored.kind.granularity == "tensor" and not inputs.factored
+            scheme = stated if keeps else _of_rows(stated)
+            yield module, replace(scheme, inputs=replace(scheme.inputs, ordered=inputs.ordered, factored=inputs.factored))
             continue
         how = f"{stated_method(reader.folder)}, with {stored.kind} and {inputs} inputs in {module}"
         yield module, reader.scheme(stored.kind, inputs, how)
 
 
 def _of_rows(stated: QuantScheme) -> QuantScheme:
-    """`stated` for codes with one scale per row: where it has one for the tensor, which would round them again, the scheme that keeps them.
-    Its inputs have one scale per token in place of the static one, and round less."""
+    """`stated` for codes with one scale per row, or with factors: where it has one scale for the tensor, which would round them again, the
+    scheme that keeps them. Its inputs have one scale per token in place of the static one, and round less."""
     if stated.weights is None or stated.weights.granularity != "tensor":
         return stated
     by_row = scheme_for(replace(stated.weights, granularity="row"), replace(stated.inputs, scaling="dynamic"))

@@ -81,9 +81,9 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
         return "", None
     for file, key in _CONFIG_PLACES:
         config = read_object_if_there(folder / file).get(key)
-        if isinstance(config, dict):
+        if isinstance(config, dict) and config:
             return file, config
-        if config is not None:
+        if config not in (None, {}):
             raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
     for file, method, key in _APART:
         config = read_object_if_there(folder / file)

@@ -91,8 +91,15 @@ class _Transforms(Stated):
         return [name for name, one in groups if any(not place.location.startswith("weight_") for place in one.apply or ())]
 
 
+class _Sparsity(Stated):
+    """How zeros are stored: `dense` as any number, other formats without them."""
+
+    format: Name | None = None
+
+
 class Config(Stated):
     format: Name | None = None
+    sparsity_config: _Sparsity | None = None
     transform_config: _Transforms | None = None
     config_groups: dict[str, Group] | None = None
     ignore: Names | None = None
@@ -109,9 +116,15 @@ class CompressedTensors(Format):
         config = checked_config(Config, self)
         if config.format and config.format not in _LAYOUTS:
             raise self.unknown(f"compressed-tensors in the layout {config.format[:60]}")
+        if self._sparse_as(config) not in ("", "dense"):
+            raise self.unknown(f"compressed-tensors with sparse weights ({self._sparse_as(config)[:60]})")
         if config.transform_config and (rotated := config.transform_config.between_products()):
             raise self.unknown(f"compressed-tensors with activations that are transformed ({', '.join(rotated)[:60]})")
         return config
+
+    @staticmethod
+    def _sparse_as(config: Config) -> str:
+        return (config.sparsity_config and config.sparsity_config.format) or ""
 
     @cached_property
     def _targets(self) -> list[tuple[str, Group]]:
@@ -124,7 +137,7 @@ class CompressedTensors(Format):
         return [(pattern, group) for _, pattern, group in sorted(targets, key=lambda one: one[0])]
 
     def rules(self) -> Sequence[Rule]:
-        if not self._targets and not self.kv_dtype():
+        if not self._targets and not self.kv_dtype() and not self._sparse_as(self._config):
             raise self.unknown("compressed-tensors without config_groups")
         return [(pattern, self._scheme(group)) for pattern, group in self._targets]
 
