@@ -94,3 +94,11 @@ def test_the_widest_engine_runs_first() -> None:
         ("fp8_rowwise", "bf16"),
         ("fp8", "auto"),
     ]
+
+
+def test_a_checkpoint_of_several_schemes_runs_after_wider_codes_and_before_narrower() -> None:
+    """It has no scheme by name: what counts are the codes that it holds, int8 and int4 here."""
+    folder = Path(__file__).parents[1] / "engines" / "data" / "quantized" / "llmcompressor-mixed"
+    named = ["int4", "mixed", "int8_wo", "bf16"]
+    specs = [MeasurementSpec.of({"model": str(folder) if name == "mixed" else "m", "precision": name}) for name in named]
+    assert [named[index] for index in widest_first(specs)] == ["bf16", "int8_wo", "mixed", "int4"]

@@ -2,8 +2,8 @@
 
 The engine that is timed is the engine that is scored, between loading it and its first cell. KL divergence and agreement are against the
 widest engine of the same model in the sweep, which therefore runs first; what it expects is kept in the sweep's folder, so that a resumed
-sweep need not run it again. Engines are of one model when their configurations agree but for the name: a checkpoint in another folder, in
-codes, still counts as the model it was made of.
+sweep need not run it again. Engines are of one model when their configurations agree but for the name, and for a head that a quantizer
+stored apart from the embeddings: a checkpoint in another folder, in codes, still counts as the model it was made of.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.spec.measurement import MeasurementSpec
+from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_results.record.row import NOT_SCORED
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trtllm_bench.measure.session import Session
     from trtllm_engines.accuracy.likelihood import Reference
     from trtllm_engines.llm import LLM
+    from trtllm_engines.quantization.scheme import QuantPlan
 
 TASK = "task"
 WINDOWS, LONGEST = 32, 1024
@@ -140,7 +141,8 @@ class SweepAccuracy:
 
     def _model(self, config: Mapping[str, Any]) -> str:
         """Names a model and what it is asked: 16 hex digits."""
-        content = {**{name: value for name, value in config.items() if name != "name"}, "asked": self.spec.described()}
+        of_the_model = {name: value for name, value in config.items() if name not in ("name", "tie_embeddings")}
+        content = {**of_the_model, "asked": self.spec.described()}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _path(self, model: str) -> Path:
@@ -202,30 +204,36 @@ def _check_weights(spec: MeasurementSpec) -> None:
 
 def widest_first(specs: Sequence[MeasurementSpec]) -> list[int]:
     """The order of engines in which wide weights come before codes and wider before narrower, wide caches before others; else as given."""
-    from trtllm_engines.engine.folder import load_engine
-    from trtllm_engines.quantization import named_plan
-    from trtllm_engines.quantization.registry import definition
     from trtllm_engines.quantization.scheme import WIDE
     from trtllm_kernels.dialect.dtypes import bits_of
 
-    def narrowness(spec: MeasurementSpec) -> tuple[bool, int, bool, bool]:
-        engine = spec.engine
-        if engine.engine_dir is not None:
-            plan = load_engine(engine.engine_dir).plan
-            name, kv, context = plan.precision, plan.quant.kv, plan.quant.context_attention
-        else:
-            name = str(engine.precision)
-            kv, context = named_plan(name, engine.kv_dtype).kv, engine.context_attention or WIDE
-        known = definition(name)
-        weights = known.scheme.weights
-        return (
-            weights is not None,
-            -bits_of(known.wide_dtype if weights is None else weights.dtype),
-            kv.granularity != "none",
-            context != WIDE,
-        )
+    def narrowness(spec: MeasurementSpec) -> tuple[bool, float, bool, bool]:
+        quant = _plan_of(spec.engine)
+        codes = {rule.scheme for rule in quant.rules if rule.scheme.weights is not None}
+        bits = [bits_of(scheme.weights.dtype) for scheme in codes if scheme.weights is not None] or [bits_of(quant.wide_dtype)]
+        return bool(codes), -sum(bits) / len(bits), quant.kv.granularity != "none", quant.context_attention != WIDE
 
     return sorted(range(len(specs)), key=lambda index: narrowness(specs[index]))
+
+
+def _plan_of(engine: EngineSpec) -> QuantPlan:
+    """That of an engine which is not built yet, too. `mixed` is whatever the checkpoint has; other names are one scheme."""
+    from trtllm_engines.checkpoints.checkpoint_precision import plan_for
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.models.presets import resolve_model
+    from trtllm_engines.quantization.registry import MIXED, definition
+    from trtllm_engines.quantization.scheme import WIDE
+
+    if engine.engine_dir is not None:
+        return load_engine(engine.engine_dir).plan.quant
+    name = str(engine.precision)
+    own = definition(name).name == MIXED and engine.weights in (None, "auto")
+    return plan_for(
+        resolve_model(str(engine.model)).path if own else engine.weights,
+        name,
+        engine.kv_dtype,
+        context_attention=engine.context_attention or WIDE,
+    )
 
 
 def _hash(path: Path) -> str:
