@@ -132,6 +132,15 @@ def test_the_table_fits_80_columns_and_says_why_cells_failed() -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
+def test_models_in_folders_are_told_apart_by_the_ends_of_their_paths() -> None:
+    out, stream = console(terminal=False)
+    names = ["/a/long/folder/of/models/first/int4", "/a/long/folder/of/models/second/int4"]
+    print_table([replace(ROW, cell=replace(ROW.cell, model=name)) for name in names], out, ["model"])
+    words = stream.getvalue().split()
+    assert [word for word in words if word.startswith(("first", "second"))] == ["first/int4", "second/int4"]
+    assert f"{names[0]}," in words
+
+
 def test_a_reason_in_brackets_is_printed_as_it_is() -> None:
     out, stream = console(terminal=False)
     print_table([ROW, replace(ROW, repeat=1, status="failed", reason="[/src/pair.cc:537] reset [by peer]")], out)

@@ -97,13 +97,28 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
 
 
 def _column(one: KnobField) -> Column:
-    return Column(one.name, one.name.replace("_", " "), kind="number") if one.type is int else Column(one.name, one.name.replace("_", " "))
+    title = one.name.replace("_", " ")
+    return Column(one.name, title, kind="number") if one.type is int else Column(one.name, title, whole=True)
+
+
+def _short(lines: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+    """Values of an axis by what a column shows: of paths, as much of their ends as tells them apart."""
+    values = list(dict.fromkeys(str(line[name]) for line in lines))
+    parts = [value.split("/") for value in values]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(one[-length:]) for one in parts]
+        if len(set(ends)) == len(values):
+            return dict(zip(values, ends, strict=True))
+    return {value: value for value in values}
 
 
 def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ()) -> None:
     """The sweep's result, with a column for each of `axes`, and below it why cells failed."""
     lines = summarise(rows, axes)
     extra = [_column(one) for one in all_knobs() if one.name in set(axes) - ALWAYS]
+    for name in (column.key for column in extra if column.kind != "number"):
+        short = _short(lines, name)
+        lines = [line | {name: short[str(line[name])]} for line in lines]
     used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
     used[1:1] = extra
     if len({row.cell.gpus for row in rows}) > 1:
