@@ -25,9 +25,12 @@ from trtllm_engines.checkpoints.write import assemble
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan
 from trtllm_engines.engine.build import build
+from trtllm_engines.engine.fits import products_of
 from trtllm_engines.engine.folder import load_engine, rebuild_command
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization import named_plan
+from trtllm_engines.quantization.precision_map import check_entries_decide
 from trtllm_engines.quantization.registry import EXACT_CODES, definition, definitions
 from trtllm_engines.quantization.rounding import rounded
 from trtllm_engines.quantization.scheme import Codes, ModuleRule, QuantScheme
@@ -276,6 +279,24 @@ def test_a_file_says_the_precision_of_each_product(tmp_path: Path) -> None:
     assert built.plan.schemes["model.layers.0.mlp.down_proj.weight"].weights == Codes("int4", "group", 32, scale_dtype="bf16")
     assert "--precision mixed" in rebuild_command(built.plan, folder)
     assert "--precision-map" in rebuild_command(built.plan, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"*.dense" = "int4"', r"'\*\.dense' has no effect: no GEMM of the model has such a name; names are such as model\.layers\.0\.mlp"),
+        ('"*" = "int4"\n"*.down_proj" = "int8_wo"', r"'\*\.down_proj' has no effect: entries above it decide all that it fits"),
+        ('"lm_head" = "int8_wo"', "'lm_head' has no effect: lm_head stays bf16 in every precision"),
+        ('"*_proj" = "int4"\n"lm_head" = "bf16"\n"*" = "bf16"', ""),
+    ],
+)
+def test_entries_that_decide_nothing_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path, products = write(tmp_path, text), products_of(resolve_model(FOLDER / "llmcompressor-w4a16").config)
+    if not said:
+        return check_entries_decide(path, products)
+    with pytest.raises(EngineError, match=said):
+        build(FOLDER / "llmcompressor-w4a16", "mixed", out=tmp_path / "e", profile=PROFILE, precision_map=path)
+    return None
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -19,11 +19,13 @@ from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.fingerprint import CPU, parse_arches
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Plan, Profile
 from trtllm_engines.documents import regular_file
+from trtllm_engines.engine.fits import products_of
 from trtllm_engines.engine.folder import CHECKSUMS, CONSTANTS, COPIED, load_engine, rank_weights, stage_plan, writing
 from trtllm_engines.errors import EngineError
 from trtllm_engines.memory import allocating
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import ModelSource, resolve_model
+from trtllm_engines.quantization.precision_map import check_entries_decide
 from trtllm_engines.quantization.scheme import WIDE
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +85,8 @@ def build(
     report("compile", 0, 1)
     origin = source.description.get("path", resolved.path)
     quant = plan_for(origin, precision, kv_dtype, precision_map, arches, context_attention)
+    if precision_map is not None:
+        check_entries_decide(precision_map, products_of(resolved.config))
     with allocating(f"compiling {resolved.config.name}"):
         stages = [
             compile_model(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 
 import torch
+from torch.nn import Module
 
 from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.graph import ROPE_TABLE
@@ -56,8 +57,17 @@ def weight_bytes_of(config: ModelConfig, plan: QuantPlan) -> int:
 def _parameters(config: ModelConfig) -> Mapping[str, tuple[int, bool]]:
     """(elements, whether it is a product's weight) of each parameter."""
     module = families.define(config)
-    products = {f"{name}.weight" for name, one in module.named_modules() if isinstance(one, Linear)}
+    products = {f"{name}.weight" for name in _linears(module)}
     return {name: (parameter.numel(), name in products) for name, parameter in module.named_parameters() if name != ROPE_TABLE}
+
+
+def products_of(config: ModelConfig) -> list[str]:
+    """Names of the modules that are GEMMs. Raises `EngineError` for a model without a definition."""
+    return _linears(families.define(config))
+
+
+def _linears(module: Module) -> list[str]:
+    return [name for name, one in module.named_modules() if isinstance(one, Linear)]
 
 
 def needed_bytes(config: ModelConfig, plan: QuantPlan, profile: Profile, layout: ParallelLayout = ONE_GPU) -> int:
