@@ -20,6 +20,7 @@ from trtllm_engines.calibration import export, perplexity, ranges, text
 from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.quantize import Quantized, quantize
 from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
+from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan
 from trtllm_engines.checkpoints.dummy import draw
 from trtllm_engines.compiler.graph import ModelGraph, evaluate, trace
 from trtllm_engines.compiler.plan import Profile
@@ -27,6 +28,7 @@ from trtllm_engines.engine.build import build
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig, read_config
+from trtllm_engines.quantization.scheme import KvScheme
 
 KINDS = ("llama", "qkv bias", "qk norm", "gptj")
 SAMPLES = 3
@@ -156,6 +158,18 @@ def test_the_checkpoint_is_modelopts_layout(model: Path, quantized: tuple[Path, 
     said = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
     assert said == {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
     assert read_config(folder).to_dict() | {"name": ""} == read_config(model).to_dict() | {"name": ""}
+
+
+def test_config_json_alone_says_how_it_is_quantized(quantized: tuple[Path, Quantized], tmp_path: Path) -> None:
+    """transformers reads no other file, and without it takes the codes for weights."""
+    (tmp_path / "config.json").write_text((quantized[0] / "config.json").read_text())
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "modelopt"
+    alone, both = checkpoint_plan(tmp_path), checkpoint_plan(quantized[0])
+    assert alone is not None
+    assert both is not None
+    assert (alone.name, alone.kv) == (both.name, both.kv) == ("fp8", KvScheme("fp8", "tensor"))
+    modules = ("lm_head", "model.layers.0.mlp.down_proj")
+    assert [alone.scheme_of(name) for name in modules] == [both.scheme_of(name) for name in modules]
 
 
 def test_an_engine_keeps_the_checkpoints_codes_and_scales(quantized: tuple[Path, Quantized], tmp_path: Path) -> None:

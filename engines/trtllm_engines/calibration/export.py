@@ -2,7 +2,7 @@
 
     <module>.weight         F8_E4M3 [out, in]      <module>.weight_scale   F32: weight is about weight_scale * codes
     <module>.input_scale    F32                    <k_proj>.k_scale, <v_proj>.v_scale   F32, of the KV cache
-    hf_quant_config.json    what is quantized and what is not
+    hf_quant_config.json    what is quantized and what is not, as config.json says too
 
 `fp8_rowwise` has a weight_scale of [out] and no input_scale: inputs are scaled token by token as they come. Everything else (embeddings,
 norms, biases, the head) is bf16. Projections that an engine merges into one product share one weight scale where it is per tensor, the
@@ -128,9 +128,10 @@ def write(checkpoint: Fp8Checkpoint, model: Path, folder: Path, progress: Progre
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config.pop("quantization_config", None)
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}, indent=2) + "\n")
-    (folder / MODELOPT_CONFIG).write_text(json.dumps(_description(checkpoint), indent=2) + "\n")
+    described = _description(checkpoint)
+    config |= {"torch_dtype": "bfloat16", "quantization_config": _in_config(described)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / MODELOPT_CONFIG).write_text(json.dumps(described, indent=2) + "\n")
     return weight_bytes(specs)
 
 
@@ -146,6 +147,19 @@ def _description(checkpoint: Fp8Checkpoint) -> dict[str, Any]:
             "kv_cache_quant_algo": "FP8" if checkpoint.quantize_cache else None,
             "exclude_modules": [HEAD],
         },
+    }
+
+
+def _in_config(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for config.json, where ModelOpt says it as well: whoever reads no other file sees that weights are codes."""
+    quantization = described["quantization"]
+    cache = {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}} if quantization["kv_cache_quant_algo"] else {}
+    return {
+        "quant_method": "modelopt",
+        "quant_algo": quantization["quant_algo"],
+        "ignore": quantization["exclude_modules"],
+        **cache,
+        "producer": described["producer"],
     }
 
 
