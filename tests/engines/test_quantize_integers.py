@@ -23,6 +23,7 @@ from trtllm_engines.calibration.gptq import ActOrder, gptq
 from trtllm_engines.calibration.grid import Grid
 from trtllm_engines.calibration.integers import Integers, Recipe, _Job, named, quantize_integers
 from trtllm_engines.calibration.layerwise import Layerwise
+from trtllm_engines.calibration.new_folder import write_config
 from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
 from trtllm_engines.checkpoints import open_weights
@@ -254,6 +255,18 @@ def written(model: Path, out: Path, **asked: Any) -> tuple[Integers, dict[str, T
     made = quantize_integers(model, out, Recipe(**asked), dataset=model.parent / "samples.jsonl", length=64)
     stored = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
     return made, stored, json.loads((out / "config.json").read_text())["quantization_config"]
+
+
+def test_config_json_says_what_numbers_are_not_codes(tmp_path: Path) -> None:
+    """Under either of transformers' names: what it takes `dtype: float16` for would be read as other numbers than were written."""
+    for number, before in enumerate(({"torch_dtype": "float16"}, {"dtype": "float16"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **before}))
+        write_config(tmp_path, folder, {"quant_method": "modelopt"})
+        after = json.loads((folder / "config.json").read_text())
+        assert {after[name] for name in ("dtype", "torch_dtype") if name in after} == {"bfloat16"}
+        assert (after["model_type"], after["quantization_config"]) == ("llama", {"quant_method": "modelopt"})
 
 
 LARGEST_ERROR = {"int4": 0.17, "int8_wo": 0.012, "int8_sq": 0.012, "w4a8": 0.17}

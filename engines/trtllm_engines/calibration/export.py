@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trtllm_engines.calibration.new_folder import write_config
 from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.ranges import Ranges, modules, quantized_gemms
 from trtllm_engines.checkpoints import WeightSource
@@ -127,10 +128,8 @@ def write(checkpoint: Fp8Checkpoint, model: Path, folder: Path, progress: Progre
     for name in COPIED:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     described = _description(checkpoint)
-    config |= {"torch_dtype": "bfloat16", "quantization_config": _in_config(described)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_config(model, folder, _in_config(described))
     (folder / MODELOPT_CONFIG).write_text(json.dumps(described, indent=2) + "\n")
     return weight_bytes(specs)
 

@@ -1,12 +1,14 @@
-"""A folder that appears whole or not at all: written beside its place under a hidden name, and renamed."""
+"""A folder that appears whole or not at all: written beside its place under a hidden name, and renamed. And its config.json."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
 
@@ -35,3 +37,11 @@ def check_new(out: Path) -> None:
     """Raises `EngineError` unless `out` is new or empty."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
+
+
+def write_config(model: Path, folder: Path, quantization: Mapping[str, Any]) -> None:
+    """The config.json of `model` for a checkpoint of codes in `folder`, where all that is not codes is bf16."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    names = ("torch_dtype", "dtype") if "dtype" in config else ("torch_dtype",)  # as transformers calls it before and since version 5
+    config |= {**dict.fromkeys(names, "bfloat16"), "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from trtllm_engines.calibration.gptq import ActOrder
 from trtllm_engines.calibration.grid import Grid, Rounded
+from trtllm_engines.calibration.new_folder import write_config
 from trtllm_engines.checkpoints.checkpoint import INDEX
 from trtllm_engines.engine.folder import COPIED
 from trtllm_engines.quantization.registry import HEAD
@@ -148,6 +149,4 @@ class ShardWriter:
         for copied in COPIED:
             if (model / copied).is_file():
                 shutil.copyfile(model / copied, self._folder / copied)
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        config |= {"torch_dtype": "bfloat16", "quantization_config": layout.config()}
-        (self._folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_config(model, self._folder, layout.config())
