@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from normed_samples import normed, normed_rows, product_of
 from rotated_samples import rotated_sample
 
 import trtllm_kernels.references
@@ -218,6 +219,38 @@ def test_decode_attention_rotates_and_writes_as_the_op_before_would(model: str, 
         check("paged_attention", precision, results[0].cpu(), case.expected)
         case.check_written(device)
         assert all(torch.equal(result.view(torch.uint8), results[0].view(torch.uint8)) for result in results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="of Hopper")
+@pytest.mark.parametrize(("op", "rows", "columns"), [("linear", 4096, 4096), ("linear", 6144, 2064), ("gate_up_silu", 4096, 4096)])
+@pytest.mark.parametrize("dtype", ["fp8", "bf16"])
+def test_a_product_takes_the_norm_of_its_rows(op: str, rows: int, columns: int, dtype: str) -> None:
+    """What the product makes of the norm's result, as tensor cores sum it; the same bits again and again, with what the norm leaves
+    spoiled. In the largest step both ops run."""
+    product = product_of(op, dtype, rows, columns)
+    for tokens in (1, 3, 8):
+        case = normed(op, product, normed_rows(tokens, columns, dtype), {"norms_to": 7})
+        device = on_gpu(case.named)
+        (expected,) = launched([case.alone], tokens, device, case.expected)
+        poison(device["x"])
+        found = launched([case.norm, case.product], tokens, device, case.expected, times=20)
+        error = (found[0].float() - expected.float()).norm() / expected.float().norm()
+        assert error < (2e-2 if expected.dtype == FP8 else 4e-3)
+        assert all(torch.equal(result.view(torch.uint8), found[0].view(torch.uint8)) for result in found)
+
+
+def launched(parts: list[Lowered], tokens: int, device: dict, like: torch.Tensor, times: int = 1) -> list[torch.Tensor]:
+    """Results, so many times anew, of ops of a decode step."""
+    symbols = {"T": tokens, "R": 1, "D": 1, "S": 1, "C": 0}
+    running = [one for part in parts for one in part.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
+    keys = {launch.kernel for launch in running}
+    cubins = compile_all([spec for part in parts for spec in part.kernels if spec.key in keys], arch())
+    results = [poison(torch.empty_like(like, device="cuda")) for _ in range(times)]
+    for result in results:
+        program = BoundProgram([Lowered(tuple(running))], {**device, "out0": result}.__getitem__, cubins)
+        program.set_symbols(**symbols)
+        program.run()
+    return results
 
 
 @pytest.mark.parametrize("tactic", [{"block_h": 2, "warps": 4}, {"block_h": 8, "warps": 2}, {"block_h": 32, "warps": 1}], ids=str)

@@ -3,7 +3,8 @@
     PYTHONPATH=... python tests/gpu/time_decode_steps.py --precision fp8 --batch-size 1,8,16,32 \\
         --variant decode_cuda_to=0 --variant "" --variant decode_rotates=0
 
-A variant is tunables of paged attention, separated by commas; an empty one is the defaults. Sequences have `--keys` keys and up to 8 more.
+A variant is tunables of paged attention, separated by commas; an empty one is the defaults. With `--ops` they are of other ops, over what
+is recorded of these. Sequences have `--keys` keys and up to 8 more.
 `mJ`: energy of a step by NVML. `apart`: how far logits of the first step in which all decode, after equal prompts, are from the first
 variant's, relative to their norm.
 """
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pynvml
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--batch-size", default="1,8,16,32,64")
     parser.add_argument("--layers", type=int, default=0, help="of the model, where not all")
     parser.add_argument("--max-seq-len", type=int, default=0, help="that engines have room for, where more than the sequences have")
+    parser.add_argument("--ops", default="paged_attention", help="whose tunables variants are, such as linear,gate_up_silu,linear_sample")
     parser.add_argument("--variant", action="append", default=[])
     asked = parser.parse_args()
     batches = [int(text) for text in asked.batch_size.split(",")]
@@ -89,8 +92,16 @@ def main() -> None:
     first: dict[int, tuple[float, torch.Tensor]] = {}
     for text in asked.variant or [""]:
         tactic = {name: int(value) for name, value in (pair.split("=") for pair in text.split(",") if pair)}
-        tactics.recorded = lambda arch, op, *rest, own=tactic: own if op == "paged_attention" else recorded(arch, op, *rest)
-        compiled = compile_model(config, asked.precision, profile, arches=(arch,), weights_source=source.description)
+
+        def chosen(arch: str, op: str, *rest: Any, own: dict[str, int] = tactic) -> dict[str, int] | None:
+            known = recorded(arch, op, *rest)
+            if op not in asked.ops.split(","):
+                return known
+            return own if op == "paged_attention" else {**(known or {}), **own}
+
+        tactics.recorded = chosen
+        name = torch.cuda.get_device_name()
+        compiled = compile_model(config, asked.precision, profile, arches=(arch,), weights_source=source.description, gpu=name)
         tactics.recorded = recorded
         kernels = {kernel.key: kernel for op in compiled.plan.ops for kernel in op.tactics[arch].kernels}
         cubins |= compile_all([kernel for key, kernel in kernels.items() if key not in cubins], arch)

@@ -45,7 +45,9 @@ def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, t
     macros = tuple(f"-D{name}={int(value)}" for name, value in spec.constexprs.items())
     grid = min(blocks or 1 << 30, evaluate(launch.grid[0], {"T": tokens}))
     tensors = [y if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind in ("tma", "tensor")]
-    pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
+    floats = [ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32"]
+    addresses = [*(one.data_ptr() for one in tensors), *map(ctypes.addressof, floats)]
+    pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     code = library(spec.function, macros).emulate(pointers, ctypes.c_long(named["x"].shape[0]), tokens, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
 

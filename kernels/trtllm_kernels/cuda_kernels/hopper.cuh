@@ -29,6 +29,19 @@ INLINE float load_constant(const float* from) {
     return x;
 }
 
+// Loads that stay before a wait, as those by the path of constants (nc) do not: the assembler moves them.
+INLINE float load_early(const float* from) {
+    float x;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+    return x;
+}
+
+INLINE uint4 load_early(const uint4* from) {
+    uint4 x;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from) : "memory");
+    return x;
+}
+
 // ---- Barriers in shared memory: a phase ends when all arrivals and all expected bytes are in
 
 INLINE void barrier_init(u64& barrier, u32 arrivals) {
@@ -495,6 +508,13 @@ INLINE float exp2_of(float x) {
 
 // x / y within 2 units in the last place; 0 where |y| exceeds 2^126. Correctly rounded division takes about ten instructions.
 INLINE float quotient(float x, float y) { return __fdividef(x, y); }
+
+// 1 / sqrt(x), within 2 units in the last place.
+INLINE float inverse_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 INLINE float log2_of(float x) {
     float y;

@@ -17,9 +17,12 @@
 // x: [tokens, K], boxes of TOKENS rows; w: [N, K], boxes of ROWS rows; y: [num_tokens, N], or [num_tokens, N / 2] where ACT is SWIGLU, whose
 // even rows of w are gates and whose odd rows are what they gate. Rows of x from num_tokens on are arbitrary: no stored row depends on
 // them. Past N and K TMA reads zeros; N is a multiple of 16.
+// NORMED: x is the RMS norm of `rows`, of as many columns, by `norm_weight`, divided by norm_scale if FP8. No kernel has made it: those that
+// multiply do, each block all that it reads of it, while its weights come. What is loaded at x itself is then not read.
 // best, sampling_words: of tokens, where y are logits and SAMPLED.
 // y = act(x @ w.T * scales + bias + residual), with one scale each (SCALED) or one per row of each (SCALED_ROWS), divided by out_scale if
 // QUANTIZE. Sums of INT8 are int32 and exact, whatever K is split into.
+#include "normed.cuh"
 #include "skinny.cuh"
 
 constexpr int ELEMENT = FP8 || INT8 ? 1 : 2, COLUMNS = 128 / ELEMENT;  // per panel
@@ -38,6 +41,13 @@ constexpr int ROWS = TILE_ROWS, GROUPS = ROWS > 64 ? 2 : 1, OWN_ROWS = ROWS / GR
 constexpr int CONSUMERS = 128 * GROUPS, THREADS = CONSUMERS + 64;
 constexpr int BEHIND = (64 - OWN_ROWS) * 128;  // bytes that a product reads after the last row
 constexpr int W_BYTES = PANELS * ROWS * 128, X_BYTES = PANELS * TOKENS * 128;
+constexpr int X_RING = NORMED ? 1 : X_STAGES;
+constexpr int OWN_COLUMNS = SHARE * PANELS * COLUMNS;  // of x, of a block
+#if NORMED
+constexpr int NORMED_AT_ONCE = rows_at_once(OWN_COLUMNS, SPLITS, CONSUMERS, BLOCKS * THREADS / 32);
+static_assert(X_STAGES == SHARE, "a block keeps all of its x");
+static_assert(!ADDED && !SCALED_ROWS, "what else it takes are constants");
+#endif
 constexpr int PITCH = ROWS + 4;  // of a token's sums: a warp's stores go to different banks, and rows are aligned to 16 bytes
 
 struct Shared {
@@ -52,7 +62,10 @@ struct Shared {
     Sent received[TOKENS / 4 / IN_SENT][SPLITS > 1 ? CONSUMERS : 1];  // sums of a thread's own tokens, from the other block
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
-    u64 x_full[X_STAGES], x_empty[X_STAGES];
+    u64 x_full[X_RING], x_empty[X_RING];
+#if NORMED
+    float squares[TOKENS + NORMED_AT_ONCE - 1][CONSUMERS / 32];
+#endif
 };
 static_assert(sizeof(Shared) <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
 static_assert(SPLITS <= 2, "a block sends to one other block");
@@ -109,11 +122,12 @@ INLINE void exchange_sums(Shared& shared, Sum (&own)[LENGTH], const Sum (&other)
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
     skinny_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const __grid_constant__ TensorMap w, int, int,
                long long, long long, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
-               const float* out_scale, char* y, long long* best, const int4* sampling_words, int num_tokens) {
+               const float* out_scale, char* y, long long* best, const int4* sampling_words, const char* rows, const char* norm_weight,
+               const float* norm_scale, float eps, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
-    int row = blockIdx.x * ROWS, column = part * SHARE * PANELS * COLUMNS, steps = max(0, min(SHARE, STEPS - (int)part * SHARE));
+    int row = blockIdx.x * ROWS, column = part * OWN_COLUMNS, steps = max(0, min(SHARE, STEPS - (int)part * SHARE));
     constexpr u32 LOADS_W = CONSUMERS / 32, LOADS_X = LOADS_W + 1;
     if (warp == LOADS_W && lane == 0) {
 #pragma unroll
@@ -122,7 +136,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             barrier_init(shared.w_empty[i], CONSUMERS / 32);
         }
 #pragma unroll
-        for (int i = 0; i < X_STAGES; i++) {
+        for (int i = 0; i < X_RING; i++) {
             barrier_init(shared.x_full[i], 1);
             barrier_init(shared.x_empty[i], CONSUMERS / 32);
         }
@@ -146,23 +160,43 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (lane == 0) loader.load(box, steps);
     } else if (warp == LOADS_X) {
         if (SPLITS > 1) cluster_wait();
+#if !NORMED
         if (lane == 0) {
             prefetch(x);
             wait_for_previous();
             Loader<X_BYTES, TOKENS, X_STAGES>{shared.x, shared.x_full, shared.x_empty, 0, column}.load(
                 [&](void* to, int row, int column, u64& full) { load_box(to, x, row, column, full); }, steps);
         }
+#endif
     } else {
         if (SPLITS > 1) cluster_wait();
+#if NORMED
+        RowNorm<K, OWN_COLUMNS, CONSUMERS, NORMED_AT_ONCE> norm(norm_weight, FP8 ? norm_scale : nullptr, column);
+        Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);  // constants alone
+        wait_for_previous();
+        norm.load(rows, 0, num_tokens);
+        norm.normalize(rows, num_tokens, eps, shared.squares, [&](int token, int column, const float(&values)[8]) {
+            int byte = column * ELEMENT;
+            char* to = shared.x[0] + byte / 128 * TOKENS * 128 + token * 128 + (byte % 128 / 16 ^ token % 8) * 16 + byte % 16;
+#if FP8
+            *(uint2*)to = make_uint2(pack_fp8(values[0], values[1], values[2], values[3]), pack_fp8(values[4], values[5], values[6], values[7]));
+#else
+            *(uint4*)to = make_uint4(pack(values[0], values[1]), pack(values[2], values[3]), pack(values[4], values[5]), pack(values[6], values[7]));
+#endif
+        });
+        publish_to_async();
+        sync_warps(1, CONSUMERS);
+#else
         wait_for_previous();
         Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
+#endif
         Sum acc[TOKENS / 2] = {};
         Place<W_STAGES> at_w, before_w;
         Place<X_STAGES> at_x, before_x;
         auto release = [&]() {
             if (lane == 0) {
                 arrive(shared.w_empty[before_w.stage]);
-                arrive(shared.x_empty[before_x.stage]);
+                if (!NORMED) arrive(shared.x_empty[before_x.stage]);
             }
             before_w.next();
             before_x.next();
@@ -170,7 +204,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         u32 own_part = warp / 4 * OWN_ROWS * 128;
         for (int step = 0; step < steps; step++) {
             wait(shared.w_full[at_w.stage], at_w.parity);
-            wait(shared.x_full[at_x.stage], at_x.parity);
+            if (!NORMED) wait(shared.x_full[at_x.stage], at_x.parity);
             u64 a = by_rows(shared_address(shared.w[at_w.stage]) + own_part), b = by_rows(shared_address(shared.x[at_x.stage]));
             hold(acc);
             wgmma_begin();

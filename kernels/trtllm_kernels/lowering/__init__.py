@@ -17,13 +17,26 @@ from trtllm_kernels.dialect.types import Attr, Lowered, TensorSpec
 from trtllm_kernels.discovery import import_modules
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import OpCall, Operand
+from trtllm_kernels.lowering.normed import norm_in_product, normed_to
 from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase, has_kernels
 from trtllm_kernels.lowering.rotation import rotate_in_attention
 from trtllm_kernels.lowering.space import Choice, of_decode_steps
 
 import_modules(__name__, __path__)
 
-__all__ = ["LOWERINGS", "Lowering", "Phase", "describe", "kernel_phase", "lower", "rotate_in_attention", "search_space", "step_space"]
+__all__ = [
+    "LOWERINGS",
+    "Lowering",
+    "Phase",
+    "describe",
+    "kernel_phase",
+    "lower",
+    "norm_in_product",
+    "normed_to",
+    "rotate_in_attention",
+    "search_space",
+    "step_space",
+]
 
 _Arguments = ParamSpec("_Arguments")
 

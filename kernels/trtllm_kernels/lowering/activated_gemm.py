@@ -12,11 +12,11 @@ from trtllm_kernels.dialect.expr import product
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
 from trtllm_kernels.lowering.gemm import beyond, matmul, step_space
-from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, takes_one_token
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
-from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
 
 
@@ -82,6 +82,12 @@ class _ActivatedGemm:
         self.quantize = call.get("out_scale") is not None
         self.builder = Builder(call)
 
+    @property
+    def normed_to(self) -> int:
+        if self.gate_up and takes_one_token(self.call, self.tuned):
+            return 0
+        return min(skinny_normed_to(self.call, self.tuned), self.tuned["fused_from"] - 1)
+
     def lower(self) -> Lowered:
         by_gemv = self.gate_up and launch_gemv(self.builder, self.tuned, self.scales)
         covered = launch_skinny(self.builder, self.tuned, self.scales, int(by_gemv), self.tuned["fused_from"] - 1)
@@ -142,7 +148,11 @@ class _ActivatedGemm:
         )
 
 
-@lowers("gate_up_silu", space=_space, step_space=step_space)
+def _gate_up_normed_to(call: OpCall) -> int:
+    return 0 if has_packed_weight(call) or takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").normed_to
+
+
+@lowers("gate_up_silu", space=_space, step_space=step_space, normed_to=_gate_up_normed_to)
 def gate_up_silu(call: OpCall) -> Lowered:
     if has_packed_weight(call):
         return lower_packed(call, gate_up_silu)

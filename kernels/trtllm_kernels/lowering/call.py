@@ -93,6 +93,20 @@ Parameter = Operand | I32 | F32 | Tma | Bytes
 
 
 @dataclass(frozen=True)
+class Normed:
+    """The RMS norm that a product takes itself, in steps of 1 to `to` tokens, which it reads at `x` in place of the norm's result.
+
+    `weight`: as long as a row of `x`. `out_scale`: of the result's codes; None where the product reads it wide.
+    """
+
+    x: Operand
+    weight: Operand
+    out_scale: Operand | None
+    eps: float
+    to: int
+
+
+@dataclass(frozen=True)
 class OpCall:
     op: str
     inputs: Mapping[str, Operand | None]
@@ -107,6 +121,10 @@ class OpCall:
     """Of `paged_attention`, if it does that: the table of cosines and sines."""
     interleaved: bool = False
     """Whether that rotation pairs neighbouring dimensions, rather than one of each half of the head."""
+    normed: Normed | None = None
+    """Of a product: the norm of its rows that it takes itself in steps of few tokens."""
+    skip_to: int = 0
+    """Of that norm: only rows of steps of more tokens are normalized."""
 
     def __getitem__(self, name: str) -> Operand:
         operand = self.inputs.get(name)

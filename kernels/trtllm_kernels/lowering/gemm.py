@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
-from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, one_token_step_space
+from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, one_token_step_space, takes_one_token
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import (
     fills_sms,
     launch_skinny,
+    skinny_normed_to,
     skinny_sizes,
     skinny_space,
     skinny_step_space,
@@ -104,7 +105,14 @@ def step_space(call: OpCall) -> tuple[Choice, ...]:
     return (*skinny_step_space(call), *(one_token_step_space(call) if call.op != "linear_gelu" else ()))
 
 
-@lowers("linear", space=_space, step_space=step_space)
+def _normed_to(call: OpCall) -> int:
+    if takes_row_scaled(call) or has_packed_weight(call):
+        return 0
+    tuned = _tuned(call)
+    return 0 if takes_one_token(call, tuned) else skinny_normed_to(call, tuned)
+
+
+@lowers("linear", space=_space, step_space=step_space, normed_to=_normed_to)
 def linear(call: OpCall) -> Lowered:
     if takes_row_scaled(call):
         return row_scaled_gemm(call)
@@ -120,7 +128,7 @@ _PUBLISHED = 128
 """Rows per program of `sampling.publish`."""
 
 
-@lowers("linear_sample", space=_space, step_space=step_space)
+@lowers("linear_sample", space=_space, step_space=step_space, normed_to=_normed_to)
 def linear_sample(call: OpCall) -> Lowered:
     """As `linear`. Our own kernels find candidates in their epilogues; the library's logits are read once more."""
     builder, covered = linear_launches(call)
@@ -156,11 +164,15 @@ def publish(builder: Builder, call: OpCall) -> None:
     )
 
 
+def _tuned(call: OpCall) -> dict[str, int]:
+    defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
+    return call.tuned(gemv=int(not fills_sms(call)), **gemv_tile(call), **defaults)
+
+
 def linear_launches(call: OpCall) -> tuple[Builder, int]:
     """The GEMM's launches, and the number of tokens up to which they are our own kernels."""
     x, y = call["x"], call.outputs[0]
-    defaults = {EVICT_FIRST: 1, **skinny_tunables(call), **dict.fromkeys((*ALGORITHMS, LT_VERSION), 0)}
-    tuned = call.tuned(gemv=int(not fills_sms(call)), **gemv_tile(call), **defaults)
+    tuned = _tuned(call)
     tokens = x.shape[0]
     builder = Builder(call)
     scales = {"XScale": call.get("x_scale") or x, "WScale": call.get("weight_scale") or x}

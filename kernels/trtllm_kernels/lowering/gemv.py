@@ -73,6 +73,12 @@ def one_token_step_space(call: OpCall) -> tuple[Choice, ...]:
     return (Choice("one token", ({"gemv": 0}, *fitting)), Choice("evict first", ({EVICT_FIRST: 0},)))
 
 
+def takes_one_token(call: OpCall, tuned: Mapping[str, int]) -> bool:
+    """Whether one token is GEMV's."""
+    fits = call["x"].dtype != "fp32" and gemv_fits(call, call["weight"], tuned["gemv_rows"], tuned["gemv_columns"])
+    return bool(tuned["gemv"]) and fits
+
+
 def launch_gemv(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str, Parameter]) -> bool:
     """Adds the launch for one token, alone or with SwiGLU. Returns whether there is one for the shape.
 
@@ -81,7 +87,7 @@ def launch_gemv(builder: Builder, tuned: Mapping[str, int], scales: Mapping[str,
     call = builder.call
     x, weight, bias, residual = call["x"], call["weight"], call.get("bias"), call.get("residual")
     rows, columns = tuned["gemv_rows"], tuned["gemv_columns"]
-    if not tuned["gemv"] or x.dtype == "fp32" or not gemv_fits(call, weight, rows, columns):
+    if not takes_one_token(call, tuned):
         return False
     gate_up = call.op == "gate_up_silu"
     parameters: dict[str, Parameter] = {"X": x, "W": weight}

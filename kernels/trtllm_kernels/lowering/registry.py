@@ -28,6 +28,8 @@ class Lowering:
     """What whole decode steps may try; None: what `space` has for decode steps."""
     capabilities: tuple[int, ...] = ()
     """Compute capabilities it has kernels for; empty for all."""
+    normed_to: Callable[[OpCall], int] | None = None
+    """Of products: in steps of up to how many tokens it can take the norm of its rows itself (`OpCall.normed`); 0 for none."""
 
 
 LOWERINGS: dict[str, Lowering] = {}
@@ -46,6 +48,7 @@ def lowers(
     step_space: Callable[[OpCall], tuple[Choice, ...]] | None = None,
     kernel_phases: Mapping[str, Phase] | None = None,
     capabilities: tuple[int, ...] = (),
+    normed_to: Callable[[OpCall], int] | None = None,
 ) -> Callable[[LowerFunction], LowerFunction]:
     """Registers the decorated function as the lowering of `ops`. Raises `KernelError` for an op without a specification."""
 
@@ -53,7 +56,7 @@ def lowers(
         for op in ops:
             if op not in OP_SPECS:
                 raise KernelError(f"op {op!r} has no specification; register one in trtllm_kernels.dialect.ops")
-            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {}, step_space, capabilities)
+            LOWERINGS[op] = Lowering(lower, space, kernel_phases or {}, step_space, capabilities, normed_to)
         return lower
 
     return register

@@ -6,6 +6,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Operand, next_power_of_2
+from trtllm_kernels.lowering.gemm import beyond
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.space import Choice, column_space, grid, row_space
 
@@ -35,7 +36,7 @@ def norm(call: OpCall) -> Lowered:
         parameters["Total"] = call.outputs[1]
     parameters["eps"] = F32(call.number("eps"))
     builder = Builder(call)
-    rows = product(x.shape[0], x.size(1) // n)
+    rows = product(beyond(x.shape[0], call.skip_to), x.size(1) // n)
     constexprs = {"N": n, "BLOCK": block, "QUANTIZE": out_scale is not None}
     if adds:
         constexprs["ADDEND"] = call.get("addend") is not None

@@ -21,6 +21,7 @@ from trtllm_kernels.lowering.skinny_gemm_cuda import (
     HEIGHTS,
     SAMPLED_HEIGHTS,
     CudaTile,
+    keeps_rows,
     launch_cuda,
     sampling_parameters,
 )
@@ -32,6 +33,10 @@ PADDED = (8, *IN_TRITON, 96, SKINNY_TOKENS)
 is Triton's, it takes the tokens of that of 8."""
 SKINNY_TO = "skinny_to"
 """Tunable: largest number of tokens for which these kernels are taken; 0: never."""
+NORMS_TO = "norms_to"
+"""Tunable: largest number of tokens whose norm a product takes itself, where nothing else reads it; 0: never."""
+_NORMED = 4
+"""Tokens whose norm products take by default (docs/facts/decode-steps.md)."""
 LINE_BYTES = 128
 _LONG_ROW_BYTES = 16384
 _LONG_CUDA_ROW_BYTES = 8192
@@ -44,7 +49,7 @@ _SUM_BLOCK = 1024
 
 def skinny_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    defaults = {SKINNY_TO: IN_TRITON[-1] if call.op == "linear_sample" else skinny_sizes(call)[-1]}
+    defaults = {SKINNY_TO: IN_TRITON[-1] if call.op == "linear_sample" else skinny_sizes(call)[-1], NORMS_TO: _NORMED}
     for padded in PADDED:
         for name, value in ((_default(call, padded) if padded in IN_TRITON else {}) | _cuda_default(call, padded)).items():
             defaults[f"skinny{padded}_{name}"] = value
@@ -54,6 +59,18 @@ def skinny_tunables(call: OpCall) -> dict[str, int]:
 def skinny_sizes(call: OpCall) -> tuple[int, ...]:
     """Sizes of `PADDED` for which there are tiles."""
     return PADDED if skinny_cuda_fits(call) else IN_TRITON
+
+
+def skinny_normed_to(call: OpCall, tuned: Mapping[str, int]) -> int:
+    """Up to how many tokens the tile in CUDA C++ of the smallest size, which takes one token too, can take the norm of its rows."""
+    tile = _cuda_tile(tuned, PADDED[0])
+    fits = skinny_cuda_fits(call) and call["x"].dtype != "int8" and _cuda_takes_fewest(tuned) and keeps_rows(call, tile)
+    return min(PADDED[0], tuned[NORMS_TO], tuned[SKINNY_TO]) if fits else 0
+
+
+def _cuda_takes_fewest(tuned: Mapping[str, int]) -> bool:
+    """Whether the tile of the smallest size takes its tokens."""
+    return all(_cuda_tile(tuned, padded).blocks > 0 for padded in (PADDED[0], IN_TRITON[0]))
 
 
 def within(tokens: Dim, below: int, most: int) -> Dim:
@@ -199,7 +216,7 @@ def _cuda_tiles(call: OpCall, padded: int) -> tuple[tuple[int, int, int], ...]:
 
 def skinny_step_space(call: OpCall) -> tuple[Choice, ...]:
     """For whole decode steps: tiles in CUDA C++ where they fit, small ones that share an SM too, else Triton's. Tokens of the smallest size
-    may be left to the next."""
+    may be left to the next, and their norm to a kernel of its own."""
     if not skinny_cuda_fits(call):
         return skinny_space(call)
 
@@ -208,7 +225,7 @@ def skinny_step_space(call: OpCall) -> tuple[Choice, ...]:
         left = ((0, 1, CUDA_ROWS),) * (size == PADDED[0])
         return Choice(f"skinny {size}", table(names, *_cuda_tiles(call, size), (3, 1, CUDA_ROWS), (4, 1, CUDA_ROWS), *left))
 
-    return tuple(map(choice, PADDED))
+    return (*map(choice, PADDED), Choice("norms to", grid(**{NORMS_TO: (0, 2, PADDED[0])})))
 
 
 @dataclass(frozen=True)
@@ -264,10 +281,13 @@ def launch_skinny(builder: Builder, tuned: Mapping[str, int], scales: Mapping[st
     least = 0
     for padded in sizes:
         cuda = _cuda_tile(tuned, padded)
-        if padded < IN_TRITON[0] and not (cuda.blocks and _cuda_tile(tuned, IN_TRITON[0]).blocks):
+        if padded < IN_TRITON[0] and not _cuda_takes_fewest(tuned):
             continue
         if least < most:
-            here = within(call["x"].shape[0], max(below, least), min(most, padded))
+            normed_to = min(call.normed.to, most) if call.normed and padded == sizes[0] else 0
+            here = within(call["x"].shape[0], max(below, least, normed_to), min(most, padded))
+            if normed_to:
+                launch_cuda(builder, cuda, scales, within(call["x"].shape[0], 0, normed_to), call.normed)
             if in_cuda and cuda.blocks:
                 launch_cuda(builder, cuda, scales, here)
             elif padded in IN_TRITON:

@@ -9,7 +9,7 @@ from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
 from trtllm_kernels.dialect.expr import ceil_div
 from trtllm_kernels.dialect.types import Dim
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.call import F32, I32, Builder, Normed, OpCall, Parameter, Tma
 
 CUDA_ROWS = 64
 """Rows of a tensor core's tile, the most of the weight that one warpgroup multiplies."""
@@ -40,29 +40,60 @@ class CudaTile:
     height: int
 
 
-def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter], here: Dim) -> None:
-    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for more than two parts and for heights that do not divide."""
+@dataclass(frozen=True)
+class _Rings:
+    """What a block has in flight of the weight and of x: steps of K of so many panels of 128 bytes."""
+
+    panels: int
+    w_stages: int
+    x_stages: int
+    shared_bytes: int
+
+
+def _rings(call: OpCall, tile: CudaTile, keeps_x: bool) -> _Rings:
+    """`keeps_x`: the block has all that it reads of x, and no ring for it."""
+    groups, weight = _groups(tile), call["weight"]
+    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
+    step = 128 * panels
+    share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
+    received = 4 * groups * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
+    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
+    x_stages = share if keeps_x else min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
+    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * tile.height))
+    behind = 128 * (CUDA_ROWS - tile.height // groups)
+    rings = step * w_stages * tile.height + max(step * x_stages * tile.tokens, behind)
+    sums = 4 * (tile.height + 4) * tile.tokens // tile.parts
+    return _Rings(panels, w_stages, x_stages, max(rings, sums) + received + _BARRIER_BYTES)
+
+
+def _groups(tile: CudaTile) -> int:
+    """Warpgroups that multiply."""
+    return 1 if tile.height <= CUDA_ROWS else 2
+
+
+def keeps_rows(call: OpCall, tile: CudaTile) -> bool:
+    """Whether all that a block reads of x takes no more room than its weights, of which several steps are in flight."""
+    rings = _rings(call, tile, keeps_x=True)
+    return rings.w_stages >= min(2, rings.x_stages) and tile.tokens * rings.x_stages <= tile.height * rings.w_stages
+
+
+def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter], here: Dim, normed: Normed | None = None) -> None:
+    """`here`: 1 in steps that this tile serves, else 0. `normed`: the norm of x that it takes itself.
+
+    Raises `KernelError` for more than two parts and for heights that do not divide.
+    """
     call = builder.call
     x, weight, bias, residual, y = call["x"], call["weight"], call.get("bias"), call.get("residual"), call.outputs[0]
     n = weight.size(0)
     if tile.parts > 2:
         raise KernelError(f"skinny{tile.tokens}_parts is {tile.parts}, but at most two blocks split K")
     unit = 16 if call.op == "gate_up_silu" else 8
-    groups = 1 if tile.height <= CUDA_ROWS else 2
+    groups = _groups(tile)
     if call.op == "linear_sample" and tile.height not in SAMPLED_HEIGHTS:
         raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; where sampling follows it is one of {SAMPLED_HEIGHTS}")
     if not unit <= tile.height <= 2 * CUDA_ROWS or tile.height % unit or tile.height % (8 * groups):
         raise KernelError(f"skinny{tile.tokens}_height is {tile.height}; it must be a multiple of {unit} up to {2 * CUDA_ROWS}")
-    panels = 2 if tile.blocks == 1 and tile.tokens <= _LONG_STEPS else 1
-    step = 128 * panels
-    share = ceil_div(ceil_div(bytes_of(weight.size(1), weight.dtype), step), tile.parts)
-    received = 4 * groups * CUDA_ROWS * tile.tokens // 2 if tile.parts > 1 else 0
-    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - _BARRIER_BYTES - received
-    x_stages = min(share, _X_IN_FLIGHT_BYTES // step, room // 2 // (step * tile.tokens))
-    w_stages = min(share, (room - x_stages * step * tile.tokens) // (step * tile.height))
-    behind = 128 * (CUDA_ROWS - tile.height // groups)
-    rings = step * w_stages * tile.height + max(step * x_stages * tile.tokens, behind)
-    sums = 4 * (tile.height + 4) * tile.tokens // tile.parts
+    rings = _rings(call, tile, keeps_x=normed is not None)
     wide = bias or residual or (y if call.get("out_scale") is None else None)
     builder.launch(
         "skinny_gemm.skinny_gemm",
@@ -76,6 +107,10 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "OutScale": call.get("out_scale") or x,
             "Y": y,
             **sampling_parameters(call),
+            "Rows": normed.x if normed else x,
+            "NormWeight": normed.weight if normed else x,
+            "NormScale": normed.out_scale or x if normed else x,
+            "eps": F32(normed.eps if normed else 0.0),
             "num_tokens": I32(x.shape[0]),
         },
         grid=(f"{ceil_div(n, tile.height)} * {here}", tile.parts),
@@ -85,9 +120,9 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "TOKENS": tile.tokens,
             "TILE_ROWS": tile.height,
             "BLOCKS": tile.blocks,
-            "PANELS": panels,
-            "W_STAGES": w_stages,
-            "X_STAGES": x_stages,
+            "PANELS": rings.panels,
+            "W_STAGES": rings.w_stages,
+            "X_STAGES": rings.x_stages,
             "SPLITS": tile.parts,
             "FP8": x.dtype == "fp8",
             "INT8": x.dtype == "int8",
@@ -100,7 +135,9 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "ADDED": residual is not None,
             "QUANTIZE": call.get("out_scale") is not None,
             "SAMPLED": call.op == "linear_sample",
-            "SHARED_BYTES": max(rings, sums) + received + _BARRIER_BYTES,
+            "NORMED": normed is not None,
+            "NORM_HALF": normed is not None and normed.x.dtype == "fp16",
+            "SHARED_BYTES": rings.shared_bytes,
         },
         warps=4 * groups + 2,
         cuda=True,

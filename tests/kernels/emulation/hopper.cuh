@@ -319,6 +319,7 @@ inline float2 unpack_x(u32 x) { return HALF ? unpack_fp16(x) : float2{of_bf16(x 
 inline float2 unpack_out(u32 x) { return OUT_HALF ? unpack_fp16(x) : float2{of_bf16(x & 0xFFFF), of_bf16(x >> 16)}; }
 inline float exp2_of(float x) { return exp2f(x); }
 inline float quotient(float x, float y) { return x / y; }
+inline float inverse_root(float x) { return 1.0f / sqrtf(x); }
 inline float log2_of(float x) { return log2f(x); }
 inline void atomicMax(long long* to, long long x) { *to = *to > x ? *to : x; }
 inline u32 masked(u32 x, u32 mask, u32 with) { return (x & mask) | with; }
@@ -442,3 +443,5 @@ inline void unpack_fp8(u32& low, u32& high, u32 codes) {
 }
 inline u32 half_of(u32 x) { return pack_fp16(of_bf16(x & 0xFFFF), of_bf16(x >> 16)); }
 inline float load_constant(const float* from) { return *from; }
+template <typename T>
+T load_early(const T* from) { return *from; }

@@ -121,12 +121,15 @@ struct Arguments {
     char* y;
     long long* best;
     const int4* words;
+    const char *rows, *norm_weight;
+    const float *norm_scale, *eps;
     int num_tokens;
 };
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    KERNEL(a.x, 0, 0, 0, 0, a.w, 0, 0, 0, 0, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.best, a.words, a.num_tokens);
+    KERNEL(a.x, 0, 0, 0, 0, a.w, 0, 0, 0, 0, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.best, a.words, a.rows, a.norm_weight,
+           a.norm_scale, *a.eps, a.num_tokens);
 }
 
 static int run(int grid, int threads);
@@ -134,7 +137,8 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
     auto f = [&](int i) { return (const float*)pointers[i]; };
     long bytes = FP8 || INT8 ? 1 : 2;
     arguments = {{pointers[0], x_rows, K, bytes, TOKENS}, {pointers[1], N, K, bytes, TILE_ROWS}, pointers[2], pointers[3],
-                 f(4), f(5), f(6), (char*)pointers[7], (long long*)pointers[8], (const int4*)pointers[9], num_tokens};
+                 f(4), f(5), f(6), (char*)pointers[7], (long long*)pointers[8], (const int4*)pointers[9],
+                 pointers[10], pointers[11], f(12), f(13), num_tokens};
     return run(grid, threads);
 }
 #else
