@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from trtllm_engines.compiler import planning
 from trtllm_engines.compiler.compile import compile_model
-from trtllm_engines.compiler.plan import Buffer, Op, Plan, Profile
+from trtllm_engines.compiler.plan import Buffer, Op, ParallelLayout, Plan, Profile
 from trtllm_engines.compiler.planning.plan_memory import ALIGNMENT, Lifetime, largest_bytes, lifetimes, place
 from trtllm_engines.compiler.planning.reuse_inputs import reuse_inputs
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.config import ModelConfig
+from trtllm_engines.models.presets import preset_config
 from trtllm_engines.runtime.rank import RankMemory
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, SYMBOLS, Lowered, TensorSpec
@@ -86,6 +88,49 @@ def test_memory_taken_over_is_kept_until_its_last_holder_is_done() -> None:
     for a, b in combinations(plan.values, 2):
         if alive[a][0] <= alive[b][1] and alive[b][0] <= alive[a][1] and a not in (taken.get(b), b) and b != taken.get(a):
             assert disjoint(plan.buffers[a], plan.buffers[b]), (a, b)
+
+
+def test_what_launches_read_is_there_though_the_op_does_not_name_it() -> None:
+    """Products of few tokens normalize what their norm reads: each value is as it was made when launches read it, in memory of its own."""
+    config = replace(preset_config("llama-3.1-8b"), num_layers=2)
+    plan = compile_model(config, "fp8", PROFILE, arches=("sm_90",), weights_source={"kind": "dummy", "seed": 0}).plan
+    kept: set[str] = set()
+    beyond = []
+    for op in plan.ops:
+        lowered = op.tactics["sm_90"]
+        given = {
+            str(arg.value) for launch in lowered.launches for arg in launch.args if arg.kind in ("tensor", "tma")
+        } & plan.buffers.keys()
+        read, written = given - {*op.outputs, *lowered.workspaces}, {*op.outputs, *lowered.workspaces}
+        assert read <= kept, op.name
+        beyond += [(op.op, name) for name in read - {*op.inputs}]
+        for name in written:
+            assert not [one for one in read - {op.reuses} if not disjoint(plan.buffers[one], plan.buffers[name])], op.name
+            kept -= {one for one in kept if not disjoint(plan.buffers[one], plan.buffers[name])}
+        kept |= written
+    assert [op for op, _ in beyond] == ["linear", "gate_up_silu"] * 2 + ["linear_sample"]
+    assert {name for _, name in beyond} == {op.inputs[0] for op in plan.ops if op.op == "rms_norm"}
+
+
+def norms_left(plan: Plan, tokens: int) -> list[str]:
+    """Names of the norms that a decode step of so many tokens launches."""
+    symbols = {**dict.fromkeys(SYMBOLS, tokens), "C": 0}
+    grids = {op.name: op.tactics["sm_90"].launches[0].grid for op in plan.ops if op.op == "rms_norm"}
+    return [name for name, grid in grids.items() if min(evaluate(dim, symbols) for dim in grid) > 0]
+
+
+def test_norms_of_few_tokens_are_their_products_where_nothing_else_reads_them() -> None:
+    config, source = replace(preset_config("llama-3.1-8b"), num_layers=1), {"kind": "dummy", "seed": 0}
+    norms = [f"model.{name}" for name in ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm")]
+
+    def built(**more: Any) -> Plan:
+        return compile_model(config, "fp8", PROFILE, arches=("sm_90",), weights_source=source, **more).plan
+
+    plan = built()
+    assert norms_left(plan, 4) == norms_left(plan, 1) == []
+    assert norms_left(plan, 5) == norms
+    assert norms_left(built(mark_outputs=norms[:1]), 1) == norms[::2], "there rows are gathered behind the last norm"
+    assert norms_left(built(layout=ParallelLayout(tp=2)), 1) == norms[:1], "of ranks, the others reduce and normalize at once"
 
 
 def test_a_value_that_is_wanted_afterwards_keeps_its_memory() -> None:

@@ -31,9 +31,11 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
+from trtllm_engines.compiler.planning.select_tactics import norms_in_products
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of, num_elements
+from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.group import ONE_SHOT_ROWS
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.packing import is_packed
@@ -102,6 +104,8 @@ class StepModel:
         self._ops = {op.name: op for op in plan.ops}
         self._prompts_in_fp8 = plan.quant.context_attention != WIDE
         self._today = self._hopper and not self.constants.earlier
+        self._normed_to = norms_in_products(plan.ops, self.counter.specs, hardware.arch, hardware.name, plan.outputs) if self._today else {}
+        """Norms that products take themselves in steps of up to so many tokens, by name."""
         self._links = _links_of(hardware) or self.constants.all_reduce
         self.hosts = hosts_of(plan.parallel, hardware, self._links)
         self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
@@ -204,6 +208,8 @@ class StepModel:
         for cost, count in self.counter.classes(shape):
             if Trait.WRITES_CACHE in OP_SPECS[cost.op].traits and self._rotated(shape):
                 continue
+            if self._rows(cost, shape) <= self._normed_to.get(cost.name, 0):
+                continue
             if cost.kind == "gemm" and _packed(operands := self._operands(cost)) and not self._reads_codes(cost, operands):
                 yield from ((part, count) for part in self._widened(cost))
                 continue
@@ -282,6 +288,10 @@ class StepModel:
         if cost.compute == "int8" and self._today:
             return bytes_of(int(self._operands(cost)["weight"].shape[1]), "int8") <= LONG_INT8_ROW
         return not self._today or not filled
+
+    def _rows(self, cost: OpCost, shape: StepShape) -> int:
+        """Of the op's first result."""
+        return evaluate(self.counter.specs[self._ops[cost.name].outputs[0]].shape[0], shape.symbols)
 
     def _rotated(self, shape: StepShape) -> bool:
         """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts. It is in CUDA C++ where

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from trtllm_bench.micro.bench import KernelCase, chunk_case, decode_case, prefill_case
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_engines.compiler.plan import Op
+from trtllm_engines.compiler.planning.select_tactics import lowered_together, select_tactics
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.types import Launch, Lowered, TensorSpec
@@ -75,7 +76,7 @@ class TuningPlan:
         """`done`: keys that were tuned already; `name`: only ops whose name or role contains it. `whole_steps`: with the choices that
         only whole decode steps show."""
         space = step_space if whole_steps else search_space
-        self.arch, self._specs, self._counter = arch, counter.specs, counter
+        self.arch, self._specs, self._counter, self._whole_steps = arch, counter.specs, counter, whole_steps
         self._ops: dict[str, tuple[int, Op, str]] = {}
         self.choices: dict[str, tuple[Choice, ...]] = {}
         costs = counter.step(decode_case(1, 1).shape)
@@ -114,26 +115,29 @@ class TuningPlan:
 
     def _lowered(self, key: str, choice: Choice, base: Tactic) -> list[tuple[Tactic, Lowered]]:
         """With `base`, and with each candidate in place of its part of that."""
-        _, op, _ = self._ops[key]
-        inputs, outputs = self._tensors(op)
         tactics = [{**base, **candidate} for candidate in ({}, *choice.candidates)]
-        return [
-            (
-                tactic,
-                lower(
-                    op.op,
-                    inputs,
-                    outputs,
-                    op.attrs,
-                    self.arch,
-                    tactic=tactic,
-                    input_names=op.inputs,
-                    output_names=op.outputs,
-                    in_place=bool(op.reuses),
-                ),
-            )
-            for tactic in tactics
-        ]
+        return [(tactic, self._lowered_with(key, tactic)) for tactic in tactics]
+
+    def _lowered_with(self, key: str, tactic: Tactic) -> Lowered:
+        """Alone, or in whole steps with the op before it whose work it may do."""
+        ops, (index, op, _) = self._counter.plan.ops, self._ops[key]
+        if self._whole_steps and index > 0 and lowered_together(ops[index - 1], op):
+            kept = (*self._counter.plan.outputs, *(name for one in ops[index + 1 :] for name in one.inputs))
+            both = select_tactics(ops[index - 1 : index + 1], self._specs, (self.arch,), outputs=kept, chosen={key: tactic})
+            first, second = (one.tactics[self.arch] for one in both)
+            return Lowered(first.launches + second.launches, first.kernels + second.kernels, {**first.workspaces, **second.workspaces})
+        inputs, outputs = self._tensors(op)
+        return lower(
+            op.op,
+            inputs,
+            outputs,
+            op.attrs,
+            self.arch,
+            tactic=tactic,
+            input_names=op.inputs,
+            output_names=op.outputs,
+            in_place=bool(op.reuses),
+        )
 
     def _race(self, key: str, choice: Choice, case: KernelCase, programs: Sequence[tuple[Tactic, Lowered]], stake: float) -> Iterator[Race]:
         _, op, role = self._ops[key]

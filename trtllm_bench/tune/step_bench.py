@@ -29,7 +29,7 @@ from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble, weight_bytes
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
 from trtllm_engines.compiler.planning import plan_ops
-from trtllm_engines.compiler.planning.select_tactics import select_tactics, writes_then_reads_cache
+from trtllm_engines.compiler.planning.select_tactics import lowered_together, select_tactics
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.runtime.pages import RESERVED_PAGES
@@ -236,6 +236,12 @@ class StepLowering:
     def __init__(self, plan: Plan, specs: Mapping[str, TensorSpec], arch: str) -> None:
         self._plan, self._specs, self._arch = plan, specs, arch
         self._units = list(_units(plan.ops))
+        self._read_behind: list[tuple[str, ...]] = []
+        """Of each unit, what ops behind it, or the caller, read."""
+        read = {*plan.outputs}
+        for unit in reversed(self._units):
+            self._read_behind.insert(0, tuple(read))
+            read |= {name for op in unit for name in op.inputs}
         self._known: dict[object, tuple[Lowered, ...]] = {}
         self.keys = {op.name: self._key(op) for op in plan.ops}
         """Of each op, by name."""
@@ -252,15 +258,15 @@ class StepLowering:
                 continue
             mine = tuple(frozenset(chosen.get(self.keys[op.name], {}).items()) for op in ops)
             if (index, mine) not in self._known:
-                selected = select_tactics(ops, self._specs, (self._arch,), outputs=self._plan.outputs, chosen=chosen)
+                selected = select_tactics(ops, self._specs, (self._arch,), outputs=self._read_behind[index], chosen=chosen)
                 self._known[index, mine] = tuple(op.tactics[self._arch] for op in selected)
             lowered += self._known[index, mine]
         return lowered
 
 
 def _units(ops: Sequence[Op]) -> Iterator[tuple[Op, ...]]:
-    """Ops that are lowered together: attention may rotate."""
-    pairs = {b.name: (a, b) for a, b in pairwise(ops) if writes_then_reads_cache(a, b)}
+    """Ops that are lowered together: attention may rotate, products may normalize."""
+    pairs = {b.name: (a, b) for a, b in pairwise(ops) if lowered_together(a, b)}
     first = {a.name for a, _ in pairs.values()}
     for op in ops:
         if op.name not in first:

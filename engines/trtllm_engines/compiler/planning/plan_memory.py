@@ -1,9 +1,9 @@
 """Where each value lives: offsets in one arena, sized for the profile's largest step.
 
-Liveness is read off the op order; a value occupies its bytes from the op that writes it to the last that reads it, both included (a
-kernel must never write over what it is still reading), but for a result that takes the place of an input (`Op.reuses`). Placement is
-greedy by size: the largest value first, each at the lowest offset where it meets no value alive with it (Pisarchyk and Lee 2020, "greedy
-by size for offset calculation"). On a decoder the peak is one feed-forward, whatever the depth.
+Liveness is read off the op order; a value occupies its bytes from the op that writes it to the last that reads it, or whose launches do on
+any architecture, both included (a kernel must never write over what it is still reading), but for a result that takes the place of an
+input (`Op.reuses`). Placement is greedy by size: the largest value first, each at the lowest offset where it meets no value alive with it
+(Pisarchyk and Lee 2020, "greedy by size for offset calculation"). On a decoder the peak is one feed-forward, whatever the depth.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ def lifetimes(ops: Sequence[Op], values: Mapping[str, TensorSpec], outputs: Sequ
             for name, spec in lowered.workspaces.items():
                 largest = max(largest_bytes(spec, profile), scratch[name].nbytes if name in scratch else 0)
                 scratch[name] = Lifetime(name, largest, index, index)
+            for name in (str(arg.value) for launch in lowered.launches for arg in launch.args if arg.kind in ("tensor", "tma")):
+                if name in first:
+                    last[name] = index
     for name in outputs:
         last[name] = len(ops)
     for name, owner in owners(ops).items():
