@@ -26,6 +26,9 @@ constexpr int OWN = D / 32;  // dimensions of this step's key, or value, that a 
 static_assert(!ROTATES || (INTERLEAVED ? ROTARY % 64 == 0 : ROTARY == D && D == 128), "a lane's dimensions rotate in pairs within the lane");
 static_assert(G <= 8 && PAGE % STEP == 0 && STEP % 16 == 0 && D % 64 == 0, "what the tiles hold");
 
+// Steps of a sequence of so many tokens, of STEP each. One of none has one, too, whose result is zero.
+INLINE int steps_of(int length) { return max(1, (length + STEP - 1) / STEP); }
+
 // The token of row g of a tile of scores, and the chunk of lanes 4 g to 4 g + 3.
 INLINE int dealt(int g) { return g / 2 + g % 2 * 4; }
 
