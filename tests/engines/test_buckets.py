@@ -37,8 +37,8 @@ def test_every_length_has_a_graph(max_seq_len: int, longest: int) -> None:
 @pytest.mark.parametrize(
     ("model", "precision", "apart"),
     [
-        ("llama-3.1-8b", "fp8", {1024: (range(9, 67),), 2048: (range(9, 25), range(67, 1000)), 8192: (range(1, 9), range(25, 50))}),
-        ("llama-3.1-8b", "bf16", {2048: (range(67, 1000),), 8192: (range(1, 3), range(9, 50))}),
+        ("llama-3.1-8b", "fp8", {1024: (range(9, 67),), 2048: (range(9, 25), range(67, 1000)), 8192: (range(1, 67),)}),
+        ("llama-3.1-8b", "bf16", {2048: (range(67, 1000),), 8192: (range(1, 3), range(9, 67))}),
         ("gptj-6b", "fp8", {2048: (range(34, 1000),)}),
         ("smollm2-135m", "fp8", {1024: (range(23, 177),), 2048: (range(23, 67),), 8192: (range(1, 23), range(67, 133))}),
     ],

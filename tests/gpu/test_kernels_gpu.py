@@ -200,17 +200,19 @@ def test_attention_ops(op: str, model: str, precision: str) -> None:
 )
 def test_decode_attention_rotates_and_writes_as_the_op_before_would(model: str, precision: str) -> None:
     """Again and again with the same bits: its copies are under way while it computes. Of 12 sequences, and of 60, in tiles of their own; by
-    the persistent kernel of 150, of which its warps take several."""
+    the persistent kernels of 150, of which their warps have several."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("decode attention rotates on sm_90")
-    persistent = {"decode_cuda_to": 0, "decode_many_to": 512, "decode_short": 8192}
-    few = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500))
-    for lengths, tactic in (*((one, {}) for one in few), ((5000, 32, 33, 1), persistent), (_lengths(150, 1, 130), persistent)):
+    few, many = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500)), ((5000, 32, 33, 1), _lengths(150, 1, 130))
+    persistent = ({"decode_cuda_to": 0, "decode_short": short} for short in (0, 8192))
+    for lengths, tactic in (*((one, {}) for one in few), *((one, tactic) for tactic in persistent for one in many)):
         case = rotated_sample(MODELS[model], lengths, precision, tactic)
         device = on_gpu(case.named)
         symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0, "L": rounded_keys(max(lengths))}
         running = tuple(one for one in case.attention.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0)
         cubins = compile_all([spec for spec in case.attention.kernels if spec.key in {one.kernel for one in running}], arch())
+        workspaces = case.attention.workspaces.items()
+        device |= {name: torch.full(spec.shape, torch.nan, device="cuda") for name, spec in workspaces if name.endswith(":pieces")}
         results = [poison(torch.empty_like(case.expected, device="cuda")) for _ in range(50)]
         for result in results:
             program = BoundProgram([replace(case.attention, launches=running)], {**device, "out0": result}.__getitem__, cubins)

@@ -55,22 +55,35 @@ def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, t
 def emulate_decode(
     lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None
 ) -> KernelSpec:
-    """The one launch of a step of so many decoding sequences, of which it returns the kernel. `blocks`: as in `emulate`."""
-    launch, spec = running(lowered, decodes)
-    many = spec.function == "decode_attention_many"
-    macros = ("-DMANY" if many else "-DATTENTION", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
+    """The launch of a step of so many decoding sequences, or that of equal shares and that which merges them. Returns the first's kernel.
+    `blocks`: as in `emulate`; so many shares there are, too."""
     symbols = {"D": decodes, "T": decodes, "R": decodes, "S": decodes, "C": 0, "L": LEAST_KEYS}
+    specs = {spec.key: spec for spec in lowered.kernels}
+    pieces = {name: torch.full(spec.shape, float("nan")) for name, spec in lowered.workspaces.items() if name.endswith(":pieces")}
+    named = {**named, **pieces, "out0": out}
+    used = [specs[launch.kernel] for launch in lowered.launches if _emulate_decode(launch, specs[launch.kernel], named, symbols, blocks)]
+    assert [spec.function for spec in used[1:]] in ([], ["decode_attention_merge"])
+    return used[0]
+
+
+def _emulate_decode(launch: Launch, spec: KernelSpec, named: dict[str, torch.Tensor], symbols: dict[str, int], blocks: int | None) -> bool:
+    """Whether the step has this launch."""
+    if min(evaluate(dim, symbols) for dim in launch.grid) <= 0:
+        return False
+    by_tma = spec.function in ("decode_attention_many", "decode_attention_even")
+    form = "MERGE" if spec.function == "decode_attention_merge" else "MANY" if by_tma else "ATTENTION"
+    constants = spec.constexprs | ({"SHARES": blocks} if blocks and "SHARES" in spec.constexprs else {})
+    macros = (f"-D{form}", *(f"-D{name}={int(value)}" for name, value in constants.items()))
     used = [arg for arg in launch.args if arg.kind in ("tma", "tensor")]
-    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in used]
-    tensors = [tensor if arg.index is None else tensor[arg.index] for tensor, arg in zip(tensors, used, strict=True)]
-    pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
-    (scale,) = (ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32")
+    tensors = [named[str(arg.value)] if arg.index is None else named[str(arg.value)][arg.index] for arg in used]
+    pointers = (ctypes.c_void_p * (len(tensors) + 1))(*(one.data_ptr() for one in tensors))
+    rows = [ctypes.c_long(tensors[0].numel() // tensors[0].shape[-1])] if by_tma else []
+    scale = [ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32"]
     integers = [ctypes.c_int(evaluate(arg.value, symbols)) for arg in launch.args if arg.kind == "i32"]
     grid = min(blocks or 1 << 30, evaluate(launch.grid[0], symbols))
-    rows = [ctypes.c_long(tensors[0].numel() // tensors[0].shape[-1])] if many else []
-    code = library(spec.function, macros).emulate(pointers, *rows, scale, *integers, grid, 32 * spec.num_warps)
+    code = library(spec.function, macros).emulate(pointers, *rows, *scale, *integers, grid, 32 * spec.num_warps)
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
-    return spec
+    return True
 
 
 def emulate_prompts(lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, decodes: int, blocks: int | None = None) -> None:

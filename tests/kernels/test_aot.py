@@ -68,7 +68,7 @@ def prompt_kernels(model: str, precision: str, page_size: int = 32, **tactic: in
 
 
 def decode_kernels() -> list[KernelSpec]:
-    """Of decode attention: those in Triton, which sm_90 has where the kernels in CUDA C++ do not fit, and the persistent kernel."""
+    """Of decode attention: those in Triton, which sm_90 has where the kernels in CUDA C++ do not fit, and the persistent kernels."""
     by_triton = attention_kernels("llama-3.1-8b", "fp8", decode_cuda_to=0, decode_many_to=0)
     split = [s for s in by_triton if s.function == "reduce_splits" or s.constexprs.get("SPLIT")]
     whole = next(s for s in by_triton if s.function == "decode_attention" and not s.constexprs["CONCURRENT"] and not s.constexprs["SPLIT"])
@@ -150,7 +150,7 @@ def test_page_numbers_a_step_ahead_leave_every_stage_to_keys_and_values(cache: s
     op = next(o for o in ops_of(MODELS["llama-3.1-8b"], "fp8") if o.op == "paged_attention" and o.inputs[1] and o.inputs[1].dtype == cache)
     tile = 2 * 32 * 128
     for ahead in (0, 1) if pages == 1 else (1,):
-        tactic = {"decode_cuda_to": 0, "decode_stages": 4, "decode_pages": pages, "decode_ahead": ahead}
+        tactic = {"decode_cuda_to": 0, "decode_many_to": 0, "decode_stages": 4, "decode_pages": pages, "decode_ahead": ahead}
         kernels = lower(op.op, op.inputs, op.outputs, op.attrs, "sm_90", tactic=tactic).kernels
         spec = next(one for one in kernels if one.function == "decode_attention" and one.constexprs.get("AHEAD") == ahead)
         info = aot.compile_kernel(spec, "sm_90").info
@@ -182,7 +182,7 @@ _CONSTANT_LOADS = {
 }
 """128-bit loads of a kernel before it waits, at least, at the 8B's shapes: two tiles of 32 bytes a thread; norm weights of 32."""
 _WARPS_DIFFER = ("skinny_gemm", "row_scaled_gemm", "packed_gemm", "packed_gemm_pipelined", "packed_gemm_large", "decode_attention")
-_WARPS_DIFFER += ("decode_attention_many",)
+_WARPS_DIFFER += ("decode_attention_many", "decode_attention_even", "decode_attention_merge")
 _LET_NEXT_START, _WAIT = "PREEXIT", "ACQBULK"
 """What griddepcontrol.launch_dependents and griddepcontrol.wait are in machine code."""
 
@@ -389,7 +389,9 @@ def test_a_build_for_a_gpu_takes_its_tactics_and_falls_back_to_its_architectures
     monkeypatch.setattr(tactics, "folder", lambda: tmp_path)
 
     def write(name: str, warps: int) -> None:
-        (tmp_path / f"{name}.json").write_text(json.dumps({"gpu": name, "arch": "sm_90", "tactics": {key: {"decode_warps": warps}}}))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"gpu": name, "arch": "sm_90", "tactics": {key: {"concurrent_decode_warps": warps}}})
+        )
 
     def warps_on(gpu: str, arch: str = "sm_90") -> int:
         kernels = lower(shape.op, shape.inputs, shape.outputs, shape.attrs, arch, gpu=gpu).kernels
@@ -419,7 +421,7 @@ def test_recorded_tactic_overrides_the_default(tmp_path: Path, monkeypatch: pyte
         return next(spec.num_warps for spec in kernels if spec.function == "decode_attention" and not spec.is_cuda)
 
     default = warps(shape.kernels("sm_90"))
-    (tmp_path / "h100.json").write_text(json.dumps({"gpu": "test", "tactics": {key: {"decode_warps": default * 2}}}))
+    (tmp_path / "h100.json").write_text(json.dumps({"gpu": "test", "tactics": {key: {"concurrent_decode_warps": default * 2}}}))
     assert warps(shape.kernels("sm_90")) == default * 2
     assert warps(lower(shape.op, shape.inputs, shape.outputs, shape.attrs, "sm_90", tactic={}).kernels) == default
     tactics._load.cache_clear()

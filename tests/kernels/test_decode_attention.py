@@ -18,6 +18,7 @@ from trtllm_kernels.references import OPS
 
 GQA = ModelShape(heads=6, kv_heads=2, head_dim=128, rotary_dim=128, page_size=32)
 MANY = {"decode_cuda_to": 0, "decode_many_to": 2048, "decode_short": 4096}
+EVEN = {"decode_cuda_to": 0, "decode_short": 0}
 CASES = {
     # a cluster of eight blocks, most of them with no page; pages go around
     "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
@@ -80,6 +81,20 @@ CASES = {
         "int8",
         MANY | {"decode_many_keys": 16, "decode_many_warps": 2, "decode_many_stages": 3},
     ),
+    # a sequence of several blocks, and several of a warp
+    "even fp8": (GQA, (1, 1500, 33, 2, 5, 600, 32, 64, 5, 7), "fp8", EVEN | {"decode_even_warps": 2, "decode_even_stages": 3}),
+    "even bf16": (
+        ModelShape(heads=8, kv_heads=1, head_dim=128, rotary_dim=128, page_size=16),
+        (17, 1, 100, 16, 48),
+        "bf16",
+        EVEN | {"decode_even_warps": 4, "decode_even_stages": 2},
+    ),
+    "even int8 in parts": (
+        ModelShape(heads=3, kv_heads=1, head_dim=128, rotary_dim=128, page_size=64),
+        (2100, 63, 64, 65, 1),
+        "int8",
+        EVEN | {"decode_even_keys": 16, "decode_even_warps": 2, "decode_even_stages": 3},
+    ),
 }
 
 
@@ -97,7 +112,7 @@ def test_results_are_the_references(name: str) -> None:
     op = OPS["paged_attention"]
     inputs = [None if named[tensor] is None else spec_of(named[tensor]) for tensor in op.tensors]
     lowered = lower(op.name, inputs, [spec_of(y)], {attr: named[attr] for attr in op.attrs}, "sm_90", tactic=tactic)
-    emulate_decode(lowered, named, y, len(lengths), blocks=2 if name.startswith("many") else None)
+    emulate_decode(lowered, named, y, len(lengths), blocks={"m": 2, "e": 5}.get(name[0]))
     if precision == "fp8":
         steps = code_steps(y, expected)
         assert float((steps > 0).float().mean()) < 0.05
@@ -116,15 +131,22 @@ ROTATED = {
 }
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
-@pytest.mark.parametrize("name", ROTATED)
-def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(name: str, many: bool) -> None:
-    model, precision, lengths = ROTATED[name]
-    tactic = MANY | {"decode_many_warps": 2} if many else {"decode_one_splits": 2, "decode_one_warps": 2}
+FORMS = {
+    "few": ({"decode_one_splits": 2, "decode_one_warps": 2}, None),
+    "many": (MANY | {"decode_many_warps": 2}, 1),
+    "even": (EVEN | {"decode_even_warps": 2}, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [*((name, form) for name in ROTATED for form in ("few", "many")), ("fp8", "even"), ("fp8 of neighbours", "even")]
+)
+def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(name: str, form: str) -> None:
+    (model, precision, lengths), (tactic, blocks) = ROTATED[name], FORMS[form]
     case = rotated_sample(model, lengths, precision, tactic)
     y = torch.empty_like(case.expected)
     y.view(torch.uint8).fill_(0xFF)
-    emulate_decode(case.attention, case.named, y, len(lengths), blocks=1 if many else None)
+    emulate_decode(case.attention, case.named, y, len(lengths), blocks=blocks)
     case.check_written(case.named)
     if precision == "fp8":
         assert float((code_steps(y, case.expected) > 0).float().mean()) < 0.05
@@ -137,19 +159,20 @@ def test_rotated_queries_and_cached_rows_are_those_of_the_op_before(name: str, m
     [
         ("bf16", 12, 384, "decode_attention_many"),
         ("bf16", 128, 1024, "decode_attention_many"),
-        ("bf16", 128, 1025, None),
-        ("bf16", 512, 4096, None),
-        ("bf16", 512, 4097, None),
+        ("bf16", 128, 1025, "decode_attention_even"),
+        ("bf16", 512, 4096, "decode_attention_even"),
+        ("bf16", 512, 4097, "decode_attention_even"),
         ("fp8", 12, 384, "decode_attention_many"),
         ("fp8", 128, 1024, "decode_attention_many"),
-        ("fp8", 128, 1025, "decode_attention"),
-        ("fp8", 512, 4096, "decode_attention"),
-        ("fp8", 512, 4097, "decode_attention"),
+        ("fp8", 128, 1025, "decode_attention_even"),
+        ("fp8", 512, 4096, "decode_attention_even"),
+        ("fp8", 512, 4097, "decode_attention_even"),
+        ("fp8", 1024, 16385, "decode_attention_even"),
     ],
 )
-def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, keys: int, more: str | None) -> None:
-    """Few sequences by the kernel in CUDA C++ that divides them. More by one in CUDA C++ too, the persistent one where the step's longest
-    sequence (`keys`) is short, the other one for longer ones in codes. These rotate. The rest, and those beside many prompts, decode by
+def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str, pages: int, keys: int, more: str) -> None:
+    """Few sequences by the kernel that divides them; very few where the step's longest sequence (`keys`) is very long. More by a persistent
+    one: that with equal shares, which another kernel merges, where the longest is long. These rotate. Those beside many prompts decode by
     Triton's kernel after `rope_kv_write`."""
     calls, table = {}, TensorSpec((257, pages), "int32")
     for one in [*ops_of(MODELS["llama-3.1-8b"], precision)][::-1]:
@@ -178,9 +201,8 @@ def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str
             (first,) = (evaluate(arg.value, symbols) for launch in both[0].launches for arg in launch.args if arg.kind == "i32")
             running = [one for one in both[1].launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
             decoding = [one for one in running if one.kernel.startswith("decode_attention")]
-            assert len(decoding) == (decodes > 0)
-            in_cuda = function.get(decoding[0].kernel) if decoding else None
-            expected = "decode_attention" if 0 < decodes <= 66 else more
-            own = decodes > 0 and expected is not None and not (prompts and decodes >= 66)
-            assert in_cuda == (expected if own else None)
+            expected = "decode_attention" if decodes <= (66 if keys <= 4096 else 8 if keys <= 16384 else 0) else more
+            own = decodes > 0 and not (prompts and decodes >= 66)
+            merges = ["decode_attention_merge"] * (expected == "decode_attention_even")
+            assert [function.get(launch.kernel) for launch in decoding] == ([expected, *merges] if own else [None] * (decodes > 0))
             assert (first, rotated) == ((decodes if own else 0), symbols["T"] - (decodes if own else 0))

@@ -67,7 +67,7 @@ def test_every_kernel_of_attention_says_which_sequences_it_serves(arch: str) -> 
     assert functions <= LOWERINGS["paged_attention"].kernel_phases.keys()
     assert {function for function in functions if kernel_phase("paged_attention", function) == "decode"} == {
         "decode_attention",
-        *(["decode_attention_many"] if arch == "sm_90" else []),
+        *(["decode_attention_many", "decode_attention_even", "decode_attention_merge"] if arch == "sm_90" else []),
         "reduce_splits",
     }
     assert kernel_phase("rms_norm", "rms_norm") is None

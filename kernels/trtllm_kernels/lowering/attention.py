@@ -2,9 +2,10 @@
 
 It is several launches over disjoint rows: decode sequences without and with a split of the KV axis (one of the two has a non-empty grid,
 chosen by an expression over D, so a captured graph contains the right one), the merge of the split, and context chunks. On Hopper, decode
-sequences that do not run beside prompts have kernels of their own (`decode_cuda`): one for few or long ones, which merges what it splits,
-and one for many short ones. On Hopper, whole prompts are launched separately from chunks with a cached past, and either launch is skipped
-in a step that has none of its kind. The batch's order says which rows are decode rows: sequences [0, D) decode.
+sequences that do not run beside prompts have kernels of their own (`decode_cuda`): one for few, which merges what it splits, one for many
+short ones, and one for long ones, whose parts another launch merges. On Hopper, whole prompts are launched separately from chunks with a
+cached past, and either launch is skipped in a step that has none of its kind. The batch's order says which rows are decode rows: sequences
+[0, D) decode.
 
 Where a step has both, decode sequences run concurrently with whole prompts on Hopper: decoding waits for memory, prefill for tensor cores.
 Prefill is launched first, with one block per SM (`uncached_prefill_attention`), since the second launch would have to wait for room. Its
@@ -95,6 +96,8 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     kernel_phases={
         "decode_attention": "decode",
         "decode_attention_many": "decode",
+        "decode_attention_even": "decode",
+        "decode_attention_merge": "decode",
         "reduce_splits": "decode",
         "uncached_prefill_attention": "context",
         "context_attention": "context",
@@ -238,10 +241,10 @@ def _decode(builder: Builder, tuned: dict[str, int], concurrent_steps: str) -> N
     most, parts_to_fill = _most_parts(call, ceil_div(table.size(1) * page, tuned["split_tokens"])), _parts_to_fill(call, tuned)
     alone = _alone(concurrent_steps)
     to = launch_decode_cuda(builder, tuned, alone)
-    if to.least >= table.size(0):
+    if to >= table.size(0):
         return
-    decodes = f"D * max(0, min(1, D - ({to.most})))" if to.most else "D"
-    if most == 1 or parts_to_fill < 2 * (to.least + 1):
+    decodes = f"D * max(0, min(1, D - {to}))" if to else "D"
+    if most == 1 or parts_to_fill < 2 * (to + 1):
         _decode_launch(builder, tuned, product(decodes, alone))
         return
     splits = f"max(1, min({most}, {parts_to_fill} // max(1, D)))"

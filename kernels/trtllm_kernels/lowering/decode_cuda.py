@@ -1,28 +1,28 @@
-"""Lowering of decode attention to CUDA C++: of few sequences, or long ones, by a kernel that divides them
-(`cuda_kernels/decode_attention.cu`), and of many short ones by a persistent kernel (`cuda_kernels/decode_attention_many.cu`).
+"""Lowering of decode attention to CUDA C++: of few sequences by a kernel that divides them (`cuda_kernels/decode_attention.cu`), and of
+more by persistent kernels, of short ones by one that divides none (`cuda_kernels/decode_attention_many.cu`), of long ones by one that gives
+each SM an equal share (`cuda_kernels/decode_attention_even.cu`).
 
 Whether sequences are short is a matter of the step, by its longest one (symbol `L`), and not of how long an engine's sequences may become.
 
-How few sequences are divided is a matter of their number and length (`decode_tiles`).
+How few sequences are divided, and up to which number, is a matter of their length (`decode_tiles`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from trtllm_kernels.dialect.dtypes import bytes_of, elements_in
-from trtllm_kernels.dialect.expr import product
+from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import LEAST_KEYS, Dim
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.decode_tiles import (
     CODES,
     SHORT_KEYS,
-    SMALL_PAGE_BYTES,
     TUNED,
     Tile,
     default_tiles,
+    divided_above,
     longest,
     most_sequences,
     page_bytes,
@@ -34,24 +34,23 @@ from trtllm_kernels.lowering.space import NEVER, Candidate, table
 
 DECODE_CUDA_TO = "decode_cuda_to"
 """Tunable: most sequences for which the kernel that divides sequences is taken; 0: never."""
-DECODE_CUDA_LONG = "decode_cuda_long"
-"""Tunable: whether it is taken for more of them where one is longer than `DECODE_SHORT`."""
 DECODE_MANY_TO = "decode_many_to"
-"""Tunable: most sequences for which the persistent kernel is taken where none is longer, from the first on that the other does not take; 0:
-never."""
+"""Tunable: most sequences for which a persistent kernel is taken, from the first on that the other does not take; 0: never."""
 DECODE_SHORT = "decode_short"
-"""Tunable: keys of the longest sequence up to which the persistent kernel is the faster one; it divides no sequence. It is compared with
-`L`, so it should be a value of that."""
+"""Tunable: keys of the longest sequence up to which that is the one that divides no sequence. It is compared with `L`, so it should be a
+value of that."""
 DECODE_ROTATES = "decode_rotates"
 """Tunable: whether they rotate queries and keys themselves, where they can."""
 MOST_PAGE_BYTES = 16 * 1024
 """Of a KV head's keys and values in a page."""
 _MANY_STAGE_BYTES = 8 * 1024
-"""Keys and values that a stage of the persistent kernel holds at most, unless that is fewer than 16 tokens."""
+"""Keys and values that a stage of a persistent kernel holds at most, unless that is fewer than 16 tokens."""
 _MANY_BYTES = 216 * 1024
 """Of pages in flight per SM."""
+_EVEN_BYTES = 226 * 1024
+"""Of those, and of one piece of a sequence's results for each warp."""
 _END_ROWS = 8
-"""Of the boxes by which it reads a sequence's last page."""
+"""Of the boxes by which they read a sequence's last page."""
 
 
 def decode_cuda_fits(call: OpCall) -> bool:
@@ -77,13 +76,13 @@ def decode_cuda_fits(call: OpCall) -> bool:
 
 
 def decode_many_fits(call: OpCall) -> bool:
-    """Whether the persistent kernel fits."""
+    """Whether the persistent kernels fit."""
     cache = call["kv_cache"]
     return decode_cuda_fits(call) and bytes_of(cache.size(5), cache.dtype) % 128 == 0
 
 
 def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
-    """Tiles of the persistent kernel that tuning tries."""
+    """Tiles of the persistent kernel for short sequences that tuning tries."""
     page, of_page, default = call["kv_cache"].size(4), page_bytes(call), _many_keys(call)
     tiles: list[tuple[int, ...]] = []
     for keys in {default: None, page: None}:
@@ -94,29 +93,47 @@ def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
 
 
 def _many_keys(call: OpCall) -> int:
-    """Tokens that a stage of the persistent kernel holds: a page, or part of one."""
+    """Tokens that a stage of a persistent kernel holds: a page, or part of one."""
     keys = page = call["kv_cache"].size(4)
     while keys > 16 and keys % 32 == 0 and page_bytes(call) * keys > _MANY_STAGE_BYTES * page:
         keys //= 2
     return keys
 
 
+def _stage_bytes(call: OpCall, keys: int) -> int:
+    """Of a stage of a persistent kernel's ring, with what belongs to it."""
+    cache = call["kv_cache"]
+    return page_bytes(call) * keys // cache.size(4) + (8 * keys if CODES.get(cache.dtype) == CODES["int8"] else 0) + 24
+
+
+def _piece_bytes(call: OpCall) -> int:
+    """Of a part of a (sequence, KV head): weighted values, a maximum and a sum of weights of each head, in pairs of heads."""
+    head_dim, group = call["kv_cache"].size(5), call.integer("num_heads") // call.integer("num_kv_heads")
+    return 8 * ceil_div(group, 2) * (head_dim + 2)
+
+
+def _even_stages(call: OpCall, keys: int, warps: int) -> int:
+    """Most stages of each warp's ring that fit beside the pieces."""
+    return (_EVEN_BYTES // warps - _piece_bytes(call)) // _stage_bytes(call, keys)
+
+
 def few_in_cuda(call: OpCall) -> dict[str, int]:
     """Tunables that leave all but few sequences to Triton."""
-    return {DECODE_CUDA_TO: most_sequences(call) if decode_cuda_fits(call) else 0, DECODE_CUDA_LONG: 0, DECODE_MANY_TO: 0}
+    return {DECODE_CUDA_TO: most_sequences(call) if decode_cuda_fits(call) else 0, DECODE_MANY_TO: 0}
 
 
 def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
-    of_page, codes = page_bytes(call), call["kv_cache"].dtype in CODES
-    keys = _many_keys(call)
+    of_page, keys = page_bytes(call), _many_keys(call)
     stages = max(1, _MANY_BYTES * call["kv_cache"].size(4) // (of_page * keys))
     warps = max(1, min(8, stages // 3))
-    many = decode_many_fits(call)
+    even_warps, even_stages = 12, 2
+    of_codes = call["kv_cache"].dtype in CODES and call["kv_cache"].size(5) <= 128  # a thread of larger heads needs more registers
+    if not of_codes or _even_stages(call, keys, even_warps) < even_stages:
+        even_warps, even_stages = warps, min(3, _even_stages(call, keys, warps))
     return {
         **few_in_cuda(call),
-        DECODE_CUDA_LONG: int(many and codes and of_page <= SMALL_PAGE_BYTES),
-        DECODE_MANY_TO: NEVER if many else 0,
+        DECODE_MANY_TO: NEVER if decode_many_fits(call) else 0,
         DECODE_SHORT: SHORT_KEYS,
         DECODE_ROTATES: 1,
         **{f"decode_{tile.name}_{name}": getattr(tile, name) for tile in default_tiles(call) for name in TUNED},
@@ -124,6 +141,9 @@ def decode_cuda_tunables(call: OpCall) -> dict[str, int]:
         "decode_many_keys": keys,
         "decode_many_warps": warps,
         "decode_many_stages": max(1, stages // warps),
+        "decode_even_keys": keys,
+        "decode_even_warps": even_warps,
+        "decode_even_stages": max(1, even_stages),
     }
 
 
@@ -135,56 +155,45 @@ def _short(call: OpCall, tuned: Mapping[str, int]) -> Dim:
     return f"max(0, min(1, {short + 1} - L))" if short >= LEAST_KEYS else 0
 
 
-def _by_length(short: Dim, of_short: int, of_long: int) -> Dim:
-    """One of two numbers. `short`: as of `_short`."""
-    if of_short == of_long or isinstance(short, int):
-        return of_short if short else of_long
-    return f"{of_long} + {of_short - of_long} * {short}"
-
-
-def _long_to(tuned: Mapping[str, int]) -> int:
-    """Most sequences that the kernel that divides them takes where one is long."""
-    to = tuned[DECODE_CUDA_TO]
-    return NEVER if to and tuned[DECODE_CUDA_LONG] else to
-
-
-def _and_one(dim: Dim) -> Dim:
-    return dim + 1 if isinstance(dim, int) else f"1 + {dim}"
+def _even(call: OpCall, tuned: Mapping[str, int]) -> str:
+    """1 in steps whose SMs have equal shares of keys and values, else 0; empty if there are none."""
+    to, many_to, short = tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO], tuned[DECODE_SHORT]
+    if many_to <= to or longest(call) <= short:
+        return ""
+    longer = (f"min(D - {most}, L - {max(short, above)})" for above, most in divided_above(call, to).items())
+    return f"max(0, min(1, {many_to + 1} - D, max(min(D - {to}, L - {short}), {', '.join(longer)})))"
 
 
 def rotated_tokens(call: OpCall, tuned: Mapping[str, int], alone: str) -> Dim:
     """How many of a step's first tokens the kernels may rotate. The arguments are those of `launch_decode_cuda`."""
-    to = decoded_to(call, tuned).most
-    return product("D", f"max(0, min(1, {_and_one(to)} - D))", alone) if to and tuned[DECODE_ROTATES] else 0
+    to = decoded_to(tuned)
+    return product("D", f"max(0, min(1, {to + 1} - D))", alone) if to and tuned[DECODE_ROTATES] else 0
 
 
-@dataclass(frozen=True)
-class DecodedTo:
-    """Most sequences that decode by these kernels: in any step at `least`, and in a step as its length says, `most`."""
-
-    least: int
-    most: Dim
+def decoded_to(tuned: Mapping[str, int]) -> int:
+    """Most sequences that decode by these kernels."""
+    return max(tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO])
 
 
-def decoded_to(call: OpCall, tuned: Mapping[str, int]) -> DecodedTo:
-    of_short, of_long = max(tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO]), _long_to(tuned)
-    most = _by_length(_short(call, tuned), of_short, of_long)
-    return DecodedTo(most if isinstance(most, int) else min(of_short, of_long), most)
-
-
-def launch_decode_cuda(builder: Builder, tuned: Mapping[str, int], alone: str) -> DecodedTo:
+def launch_decode_cuda(builder: Builder, tuned: Mapping[str, int], alone: str) -> int:
     """Adds launches for up to a number of sequences, and returns it. `alone`: 1 in steps that decode by a launch of this kind, else 0."""
     call = builder.call
-    to, many_to, short = tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO], _short(builder.call, tuned)
+    to, many_to = tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO]
     if to and not decode_cuda_fits(call):
         raise KernelError(f"{DECODE_CUDA_TO} is {to}, but the kernel in CUDA C++ does not fit; set it to 0")
     if many_to and not decode_many_fits(call):
-        raise KernelError(f"{DECODE_MANY_TO} is {many_to}, but the persistent kernel does not fit; set it to 0")
-    for tile, steps in steps_of_tiles(call, tuned, to, _long_to(tuned), tuned[DECODE_SHORT]).items():
-        _launch(builder, tile, product(" + ".join(one.here for one in steps), alone))
-    if many_to > to and short:
+        raise KernelError(f"{DECODE_MANY_TO} is {many_to}, but the persistent kernels do not fit; set it to 0")
+    here: Dim = alone
+    divided: dict[int, int] = {}
+    if even := _even(call, tuned):
+        _launch_even(builder, tuned, product(even, alone))
+        here = product(f"1 - {even}", alone)
+        divided = {above: most for above, most in divided_above(call, to).items() if above >= tuned[DECODE_SHORT]}
+    for tile, steps in steps_of_tiles(call, tuned, to, divided).items():
+        _launch(builder, tile, product(" + ".join(one.here for one in steps), here))
+    if many_to > to and (short := _short(call, tuned)):
         _launch_many(builder, tuned, product(f"max(0, min(1, D - {to}, {many_to + 1} - D))", short, alone))
-    return decoded_to(call, tuned)
+    return decoded_to(tuned)
 
 
 def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
@@ -195,9 +204,7 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
     blocks, keys, warps, stages = (tuned[f"decode_many_{name}"] for name in ("blocks", "keys", *TUNED[1:]))
     if page % keys or keys % 16:
         raise KernelError(f"decode_many_keys is {keys}; it must be a multiple of 16 that divides a page of {page} tokens")
-    codes = CODES.get(cache.dtype, 0)
     layer = cache.slice(call.integer("layer"))
-    stage_bytes = page_bytes(call) * keys // page + (8 * keys if codes == CODES["int8"] else 0) + 24
     items = product(heads, "D")
     builder.launch(
         "decode_attention_many.decode_attention_many",
@@ -215,9 +222,59 @@ def _launch_many(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
             "WARPS": warps,
             "STAGES": stages,
             "BLOCKS": blocks,
-            "SHARED_BYTES": warps * stages * stage_bytes + 8 * keys + 32,
+            "SHARED_BYTES": warps * stages * _stage_bytes(call, keys) + 8 * keys + 32,
         },
         warps=warps,
+        cuda=True,
+    )
+
+
+def _launch_even(builder: Builder, tuned: Mapping[str, int], here: Dim) -> None:
+    """`here`: 1 in steps that this kernel serves, else 0."""
+    call = builder.call
+    cache = call["kv_cache"]
+    keys, warps, stages = (tuned[f"decode_even_{name}"] for name in ("keys", *TUNED[1:]))
+    page = cache.size(4)
+    if page % keys or keys % 16:
+        raise KernelError(f"decode_even_keys is {keys}; it must be a multiple of 16 that divides a page of {page} tokens")
+    layer = cache.slice(call.integer("layer"))
+    pieces = builder.workspace("pieces", (2 * call.sm_count, _piece_bytes(call) // 4))
+    parameters = _parameters(call)
+    constants = {**_constants(call), "STEP": keys, "SHARES": call.sm_count}
+    builder.launch(
+        "decode_attention_even.decode_attention_even",
+        {
+            "Pages": Tma(layer, keys, elements_in(128, cache.dtype)),
+            "Ends": Tma(layer, _END_ROWS, elements_in(128, cache.dtype)),
+            **{name: parameter for name, parameter in parameters.items() if name != "scale_log2"},
+            "Pieces": pieces,
+            "scale_log2": parameters["scale_log2"],
+            "table_stride": I32(call["block_table"].size(1)),
+            "num_seqs": I32("D"),
+        },
+        grid=(product(call.sm_count, here),),
+        constexprs={
+            **constants,
+            "WARPS": warps,
+            "STAGES": stages,
+            "SHARED_BYTES": warps * (stages * _stage_bytes(call, keys) + _piece_bytes(call)) + 8 * keys + 32,
+        },
+        warps=warps,
+        cuda=True,
+    )
+    builder.launch(
+        "decode_attention_merge.decode_attention_merge",
+        {
+            "Pieces": pieces,
+            "KvLens": call["kv_lens"],
+            "VScale": parameters["VScale"],
+            "OutScale": parameters["OutScale"],
+            "Out": call.outputs[0],
+            "num_seqs": I32("D"),
+        },
+        grid=(product(call.sm_count - 1, here),),
+        constexprs={**constants, "SHARED_BYTES": 0},
+        warps=cache.size(5) // 16,
         cuda=True,
     )
 
@@ -249,7 +306,7 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
 
 
 def _parameters(call: OpCall) -> dict[str, Parameter]:
-    """What both kernels take, in order."""
+    """What all of them take, in order."""
     return {
         "QKV": call["qkv"],
         "Cache": call["kv_cache"].slice(call.integer("layer")),
@@ -264,7 +321,7 @@ def _parameters(call: OpCall) -> dict[str, Parameter]:
 
 
 def _constants(call: OpCall) -> dict[str, int]:
-    """Macros of both."""
+    """Macros of all."""
     q, cache, heads = call["qkv"], call["kv_cache"], call.integer("num_kv_heads")
     codes, half = CODES.get(cache.dtype, 0), q.dtype == "fp16"
     return {

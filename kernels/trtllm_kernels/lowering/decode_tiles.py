@@ -21,15 +21,16 @@ from trtllm_kernels.lowering.space import NEVER
 CODES = {"fp8": 1, "int8": 2}
 TUNED = ("splits", "warps", "stages")
 SMALL_PAGE_BYTES = 8 * 1024
-"""Of a KV head's page of codes: up to this the kernel is faster than Triton's for any number of long sequences, too."""
+"""Of a KV head's page of codes: up to this very few long sequences have more warps."""
 _ROOM = 4
 """Warps per SM that keep enough pages in flight, and leave room for blocks of the next kernel."""
 _RING_BYTES, _SMALL_RING_BYTES = 24 * 1024, 16 * 1024
 """Of pages in flight per warp, if that is two at least: of few warps, and of more."""
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 """Of shared memory: an SM's, and what each block takes besides its own."""
-SHORT_KEYS, _LONG_KEYS = 1024, 4096
-"""Of the longest sequence: beyond the first some sequences have more warps, beyond the second very few, too."""
+SHORT_KEYS, _LONG_KEYS, _LONGEST_KEYS = 1024, 4096, 16384
+"""Of the longest sequence: beyond the first some sequences have more warps, beyond the second very few, too. Equal shares of all SMs are
+faster beyond the first for many sequences, beyond the second for all but few, and beyond the third for any number."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,24 @@ def default_tiles(call: OpCall) -> tuple[Tile, ...]:
     return tuple({tile.name: tile for _, _, tiles in _tiles_by_length(call) for tile in tiles}.values())
 
 
-def steps_of_tiles(call: OpCall, tuned: Mapping[str, int], to: int, long_to: int, short: int) -> dict[Tile, list[Steps]]:
-    """Which steps each tile serves, of which no two overlap: those of up to `to` sequences, and of up to `long_to` where one has more than
-    `short` keys."""
+def divided_above(call: OpCall, to: int) -> dict[int, int]:
+    """Most sequences, of up to `to`, that tiles divide where one is so long that equal shares take over from fewer: by the keys that it
+    exceeds."""
+    few = _ROOM * call.sm_count // (8 * call.integer("num_kv_heads"))
+    return {_LONG_KEYS: min(to, few), _LONGEST_KEYS: 0}
+
+
+def steps_of_tiles(call: OpCall, tuned: Mapping[str, int], to: int, fewer: Mapping[int, int]) -> dict[Tile, list[Steps]]:
+    """Which steps each tile serves, of which no two overlap: those of up to `to` sequences. `fewer`: up to how many
+    where one has more than so many keys."""
     most_keys, steps = longest(call), dict[Tile, list[Steps]]()
     for above, keys, tiles in _tiles_by_length(call):
-        below = 0
+        below, last = 0, fewer.get(above, to)
         for tile in tiles if above < most_keys else ():
-            most = to if tile is tiles[-1] else min(to, tile.most)
+            most = last if tile is tiles[-1] else min(last, tile.most)
             if most > below:
                 _add(steps.setdefault(_tuned(tile, tuned), []), Steps(below, most, above, keys if keys < most_keys else NEVER))
                 below = most
-    if long_to > to and most_keys > short:
-        *_, some = (tile for tile in default_tiles(call) if tile.name in ("some", "longer_some"))
-        _add(steps.setdefault(_tuned(some, tuned), []), Steps(to, long_to, short, NEVER))
     return steps
 
 
@@ -145,7 +150,8 @@ def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], .
         (0, LEAST_KEYS, (one, few, some, *last)),
         (LEAST_KEYS, SHORT_KEYS, (one, few, longer, *last)),
         (SHORT_KEYS, _LONG_KEYS, (one, few, in_a_wave, longer, *last)),
-        (_LONG_KEYS, NEVER, (long_one, long_few, long_some, longer, *last)),
+        (_LONG_KEYS, _LONGEST_KEYS, (long_one, long_few, long_some, longer, *last)),
+        (_LONGEST_KEYS, NEVER, (long_one, long_few, long_some, longer, *last)),
     )
 
 

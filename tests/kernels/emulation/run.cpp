@@ -16,7 +16,31 @@ static void enter() {
 #else
 #define BLOCKS_OF_CLUSTER SPLITS
 #endif
-#ifdef MANY
+#ifdef MERGE
+struct Arguments {
+    const char* pieces;
+    const int* kv_lens;
+    const float *v_scale, *out_scale;
+    char* out;
+    int num_seqs;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.pieces, a.kv_lens, a.v_scale, a.out_scale, a.out, a.num_seqs);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, int num_seqs, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    arguments = {pointers[0], (const int*)pointers[1], f(2), f(3), (char*)pointers[4], num_seqs};
+    return run(grid, threads);
+}
+#elif defined(MANY)
+#ifdef SHARES
+#define PIECES a.pieces,
+#else
+#define PIECES
+#endif
 struct Arguments {
     TensorMap whole, ends;
     const char *qkv;
@@ -25,13 +49,14 @@ struct Arguments {
     const float *k_scale, *v_scale, *out_scale, *cos_sin;
     char* out;
     float scale_log2;
-    int table_stride, num_items;
+    int table_stride, num_items;  // or sequences
+    char* pieces;
 };
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
     KERNEL(a.whole, 0, 0, 0, 0, a.ends, 0, 0, 0, 0, a.qkv, a.cache, a.table, a.slots, a.kv_lens, a.k_scale, a.v_scale, a.out_scale, a.cos_sin,
-           a.out, a.scale_log2, a.table_stride, a.num_items);
+           a.out, PIECES a.scale_log2, a.table_stride, a.num_items);
 }
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long rows, float scale_log2, int table_stride, int num_items, int grid, int threads) {
@@ -39,7 +64,7 @@ extern "C" int emulate(const char** pointers, long rows, float scale_log2, int t
     auto n = [&](int i) { return (const int*)pointers[i]; };
     constexpr int ELEMENT = CODES ? 1 : 2;
     arguments = {{pointers[0], rows, D, ELEMENT, STEP}, {pointers[1], rows, D, ELEMENT, 8}, pointers[2], (char*)pointers[3], n(4), n(5), n(6),
-                 f(7), f(8), f(9), f(10), (char*)pointers[11], scale_log2, table_stride, num_items};
+                 f(7), f(8), f(9), f(10), (char*)pointers[11], scale_log2, table_stride, num_items, (char*)pointers[12]};
     return run(grid, threads);
 }
 #elif defined(ATTENTION)
