@@ -48,8 +48,8 @@ AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = (
-    *("README.md", "docs/observatory.md", "docs/parallelism.md"),
-    *("docs/facts/h200.md", "docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
+    *("README.md", "docs/observatory.md", "docs/facts/h200.md", "docs/facts/two-gpus.md"),
+    *("docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
 )
 PREDICTION_DOCUMENTS = ("docs/facts/predictions.md", "docs/facts/step-model.md")
 """Documents that only `--predictions` rewrites."""
