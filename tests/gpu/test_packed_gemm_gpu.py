@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from compiled_once import compiled_once
+from normed_samples import Normed, normed, normed_rows
 from packed_samples import SCHEMES, Packed, copied, lowered_for, result_like, sample, tile
 
 from trtllm_kernels.dialect.expr import evaluate
@@ -45,6 +46,8 @@ SHARED_STAGES = [
 ]
 """Short rings that turn often, which warpgroups share."""
 WIDENED = {"large_to": 0}
+NORMED = [(op, scheme, {}) for op in ("linear", "gate_up_silu") for scheme in SCHEMES if not scheme.x_by_row]
+NORMED += [(op, scheme, tile(8, rows=128, blocks=2)) for op in ("linear", "gate_up_silu") for scheme in (SCHEMES[0], SCHEMES[11])]
 LARGE_SCHEMES = (SCHEMES[0], SCHEMES[1], SCHEMES[6], SCHEMES[11], SCHEMES[12], SCHEMES[13])
 LARGE = [
     (scheme, tile)
@@ -64,8 +67,15 @@ def case(op: str, scheme: Packed, rows: int, columns: int, epilogue: dict[str, b
     return (named := sample(op, scheme, rows, columns, max(TOKENS), **epilogue)), result_like(op, named)
 
 
+def case_of_norm(op: str, scheme: Packed, tactic: dict[str, int]) -> Normed:
+    """Of 8 tokens; K ends within a step."""
+    named = sample(op, scheme, 384, 1152, 8, quantize=op == "gate_up_silu")
+    product = {name: value for name, value in named.items() if name != "x"}
+    return normed(op, product, normed_rows(8, 1152, scheme.inputs), {"norms_to": 8} | tactic)
+
+
 def all_lowered() -> list[Lowered]:
-    found = []
+    found = [case_of_norm(op, scheme, tactic).product for op, scheme, tactic in NORMED]
     for op, scheme, epilogue in WHOLE:
         named, y = case(op, scheme, 384, 640, epilogue)
         found.append(lowered_for(op, named, y))
@@ -123,6 +133,26 @@ def test_products_equal_their_references(op: str, scheme: Packed, epilogue: dict
         if not error < allowed:
             wrong[tokens] = error
     assert not wrong, f"relative errors by tokens: {wrong}"
+
+
+@pytest.mark.parametrize(("op", "scheme", "tactic"), NORMED, ids=lambda value: getattr(value, "name", str(value)))
+def test_products_that_take_a_norm_equal_the_two_ops(op: str, scheme: Packed, tactic: dict[str, int], cubins: dict[str, object]) -> None:
+    """The same bits again and again; what the norm would have left is read by nothing."""
+    both = case_of_norm(op, scheme, tactic)
+    tensors = {name: copied(value, "cuda") for name, value in {**both.named, "out0": both.expected}.items()}
+    tensors["x"].view(torch.uint8).fill_(0xFF)
+    program = BoundProgram([both.product], tensors.__getitem__, cubins)  # type: ignore[arg-type]
+    out = tensors["out0"]
+    for tokens in (1, 2, 7, 8):
+        results = []
+        for _ in range(10):
+            out.view(torch.uint8).fill_(0xFF)
+            program.set_symbols(T=tokens, R=1, D=0, S=1, C=0)
+            program.run()
+            results.append(out.view(torch.uint8).cpu())
+        assert all(torch.equal(result, results[0]) for result in results)
+        assert bool((results[0][tokens:] == 0xFF).all())
+        assert apart(out[:tokens].cpu(), both.expected[:tokens]) < (4e-2 if op == "gate_up_silu" else 6e-3), tokens
 
 
 @pytest.mark.parametrize("tactic", TILES, ids=range(len(TILES)))

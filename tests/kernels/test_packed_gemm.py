@@ -6,6 +6,7 @@ import pytest
 import torch
 from emulated import emulate
 from machine_code import Instruction, disassembled
+from normed_samples import normed, normed_rows
 from packed_samples import SCHEMES, Packed, large, lowered_for, result_like, sample, tile
 
 from trtllm_kernels.compile import nvrtc
@@ -23,7 +24,7 @@ FP8_INT4, FP8_BLOCKS, FP8_ROWS = Packed("int4", "fp8"), SCHEMES[14], SCHEMES[15]
 EMULATED = {
     # two blocks and two warpgroups divide K, rows end within a tile of tokens; rings turn
     "int4": ("linear", INT4, 128, 1664, 5, {"bias": True, "residual": True}, tile(8, rows=64, turns=2, parts=2, columns=256)),
-    # other tokens of a tile are what was in memory
+    # x is there as a whole; codes are numbers as they are
     "int4 of one token": ("linear", INT4, 64, 1024, 1, {"residual": True}, tile(8, rows=64, turns=2, parts=2)),
     # warpgroups have every other stage of short rings, and loads end in any order
     "w4a8 of one token": ("linear", FP8_INT4, 64, 2048, 1, {}, tile(8, rows=64, turns=2, blocks=3, columns=256)),
@@ -37,6 +38,8 @@ EMULATED = {
     "pair": ("linear", INT4, 192, 640, 70, {"residual": True}, tile(128, rows=96)),
     # and the gates of its rows; blocks of a pair each with half of a tile more
     "gated pair": ("gate_up_silu", FP8_INT4, 192, 256, 10, {"quantize": True}, tile(16, rows=96)),
+    # x has a ring of its own, which turns
+    "two rings": ("linear", INT4, 64, 768, 70, {}, tile(128, rows=64)),
     # tiles of many tokens follow each other in a block, and rows and tokens end within them; scales are factors, rounded to bf16
     "large int4": ("linear", INT4, 320, 384, 70, {"bias": True, "residual": True}, large(128, 256, 64)),
     # scales are factors, of few tokens and of many; fp16 has fewer exponents
@@ -62,7 +65,32 @@ def test_the_kernels_compute_their_reference(name: str) -> None:
         lowered_for(op, named, y, tactic), named, y, tokens, blocks=2 if name.startswith("large") and not name.endswith("parts") else None
     )
     expected = OPS[op].reference(**{name: named.get(name) for name in OP_SPECS[op].tensors}).float()
-    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8", "pair") else 1e-3)
+    assert float((y.float() - expected).norm() / expected.norm()) < (3e-3 if name in ("large int4", "fp8", "pair", "two rings") else 1e-3)
+
+
+NORMED = {
+    # the last step of K is a part of one, and the second block has fewer
+    "int4": ("linear", INT4, 64, 640, 3, {}, tile(8, rows=64, turns=2, parts=2, columns=256)),
+    # rows of x after its one overlap it
+    "w4a8 of one token": ("linear", FP8_INT4, 64, 1024, 1, {}, tile(8, rows=64, turns=2, parts=2)),
+    "w4a8": ("gate_up_silu", FP8_INT4, 128, 512, 6, {"quantize": True}, tile(8, rows=128)),
+    # codes are numbers as they are
+    "int4 of one token": ("gate_up_silu", INT4, 128, 512, 1, {}, tile(8, rows=128)),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_products_that_take_a_norm_compute_what_the_two_ops_do(name: str) -> None:
+    """As above. What the norm would have left is NaN, and read by nothing."""
+    op, scheme, rows, columns, tokens, epilogue, tactic = NORMED[name]
+    product = {key: value for key, value in sample(op, scheme, rows, columns, tokens, **epilogue).items() if key != "x"}
+    both = normed(op, product, normed_rows(tokens, columns, scheme.inputs), {"norms_to": 8} | tactic)
+    y = torch.empty_like(both.expected)
+    for unread in (y, both.named["x"]):
+        unread.view(torch.uint8).fill_(0xFF)
+    emulate(both.product, both.named, y, tokens)
+    error = float((y.float() - both.expected.float()).norm() / both.expected.float().norm())
+    assert error < (1e-2 if "out_scale" in both.named else 1e-3)
 
 
 def linear(rows: int = 4096, columns: int = 4096, arch: str = "sm_90", group: int = 128, **tactic: int) -> Lowered:
@@ -141,31 +169,37 @@ def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
 
 
 def in_loop(code: list[Instruction]) -> int:
-    """Instructions of the loop around the products."""
+    """Instructions of the loop around the last products."""
     products = [address for address, opcode, _ in code if "MMA" in opcode]
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)", operands)
-        if opcode.startswith("BRA") and address > products[-1] and target and int(target[1], 16) <= products[0]:
+        if opcode.startswith("BRA") and address > products[-1] and target and int(target[1], 16) <= products[-1]:
             return sum(int(target[1], 16) <= one <= address for one, *_ in code)
     raise AssertionError("no loop")
 
 
-@pytest.mark.parametrize(("scheme", "most"), [(INT4, 140), (FP8_INT4, 110)], ids=["int4", "w4a8"])
-def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, most: int) -> None:
-    """Of one token: 64 x 128 codes, at whose rate memory brings them if the loop takes fewer than 200."""
+@pytest.mark.parametrize(
+    ("scheme", "most", "whole"),
+    [(INT4, 140, 0), (FP8_INT4, 110, 0), (INT4, 85, 1)],
+    ids=["int4", "w4a8", "int4-1"],
+)
+def test_few_instructions_decode_a_tile_and_weights_do_not_wait(scheme: Packed, most: int, whole: int) -> None:
+    """Of few tokens and of one: 64 x 128 codes, at whose rate memory brings them if the loop takes fewer than 200."""
     y = TensorSpec(("T", 4096), "bf16")
     scale = TensorSpec((4096 // scheme.group, 4096), scheme.scale)
     one = TensorSpec((1,), "fp32")
     x, weight = TensorSpec(("T", 4096), scheme.inputs), TensorSpec((4096, 4096), scheme.dtype)
     inputs = [x, weight, None, one if scheme.inputs == "fp8" else None, one if scheme.weight_scale else None, None, scale]
-    spec = next(s for s in lower("linear", inputs, [y], {}, "sm_90").kernels if s.constexprs.get("TOKENS") == 8)
+    kernels = lower("linear", inputs, [y], {}, "sm_90").kernels
+    spec = next(s for s in kernels if (s.constexprs.get("TOKENS"), s.constexprs.get("WHOLE_X")) == (8, whole))
     machine_code, ptx, said = nvrtc.compile_source(spec, "sm_90")
     ((_, code),) = disassembled([machine_code], "sm_90")
     assert "0 bytes spill stores" in said
     assert in_loop(code) * 128 / spec.constexprs["COLUMNS"] <= most
     assert not [opcode for _, opcode, _ in code if opcode.startswith(("MEMBAR", "ERRBAR"))], "none waits for all its loads and stores"
     assert "wgmma" not in said
-    order = re.findall(r"(griddepcontrol\.wait)|(cp\.async\.bulk\.shared\S+cache_hint)|(cp\.async\.bulk\.tensor|cp\.async\.cg)", ptx)
+    of_x = r"ld\.global\S*\.v4" if whole else r"cp\.async\.bulk\.tensor|cp\.async\.cg"
+    order = re.findall(rf"(griddepcontrol\.wait)|(cp\.async\.bulk\.shared\S+cache_hint)|({of_x})", ptx)
     kinds = ["wait" if a else "weight" if b else "x" for a, b, _ in order]
     assert kinds[0] == "weight"
     assert kinds.index("wait") < kinds.index("x")

@@ -213,10 +213,11 @@ INLINE u64 matrix(u32 address, u32 leading_bytes, u32 stride_bytes, u64 swizzle)
     return (u64)((address & 0x3FFFF) >> 4) | (u64)(leading_bytes >> 4) << 16 | (u64)(stride_bytes >> 4) << 32 | swizzle << 62;
 }
 
-// The matrix's rows are the operand's rows ("K-major"): groups of 8 rows follow each other; steps of 32 bytes lie next to each other.
+// The matrix's rows are the operand's rows ("K-major"): groups of 8 rows follow each other; steps of 32 bytes lie next to each other. Rows that
+// are 16 bytes apart, without a swizzle, overlap: of those only the first means anything.
 template <int BYTES_OF_ROW = 128>
 INLINE u64 by_rows(u32 address) {
-    return matrix(address, 16, 8 * BYTES_OF_ROW, BYTES_OF_ROW == 128 ? 1 : 2);
+    return matrix(address, 16, 8 * BYTES_OF_ROW, BYTES_OF_ROW == 128 ? 1 : BYTES_OF_ROW == 64 ? 2 : 0);
 }
 
 // The matrix's columns are the operand's rows ("MN-major"): the panels lie `panel_bytes` apart; a step of 16 rows is 2,048 bytes.

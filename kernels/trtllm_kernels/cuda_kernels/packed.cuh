@@ -4,7 +4,11 @@
 #define BY_SUMS (GROUP > 0 && !FOLDED)
 #define INT4_BF16 (CODES == CODES_INT4 && !FP8 && !HALF)
 #define TIMES_SCALE (FOLDED && (CODES == CODES_FP4 || (INT4_BF16 && !ZEROS)))  // what makes numbers of codes multiplies by scales at once
-#define FACTOR (FP8 ? 256.0f : INT4_BF16 ? TIMES_SCALE ? 8589934592.0f : 128.0f : !TIMES_SCALE ? 1.0f : HALF ? 128.0f : 67108864.0f)
+#ifndef SUBNORMAL  // masks alone make bf16 of int4: 2^-133 (rows g) and 2^-129 (rows g + 8) times the code
+#define SUBNORMAL 0
+#endif
+#define FACTOR_INT4_BF16 (SUBNORMAL ? 2417851639229258349412352.0f : TIMES_SCALE ? 8589934592.0f : 128.0f)  // 2^81, 2^33, 2^7
+#define FACTOR (FP8 ? 256.0f : INT4_BF16 ? FACTOR_INT4_BF16 : !TIMES_SCALE ? 1.0f : HALF ? 128.0f : 67108864.0f)
 #include "decode.cuh"
 #include "skinny.cuh"
 
@@ -115,6 +119,10 @@ struct Codes {
     INLINE void decode(u32 (&a)[4], int i, const u32 (&scales)[2], const u32 (&zeros)[2], const char* table) const {
 #if FP8
         decode_int4_fp8(a, word(2 * i), word(2 * i + 1));
+#elif SUBNORMAL
+        u32 shifted = word(i) >> 8;
+        a[0] = word(i) & 0x000F000F, a[1] = word(i) & 0x00F000F0;
+        a[2] = shifted & 0x000F000F, a[3] = shifted & 0x00F000F0;
 #elif CODES == CODES_INT4
         decode_int4(a, word(i), scales, zeros, TIMES_SCALE);
 #elif CODES == CODES_INT8

@@ -11,10 +11,19 @@
 // K_GROUPS that take every other step, where rows are few: two or more warps a scheduler hide each other's latencies. SPLITS blocks of a
 // cluster divide K, and send each other their sums of tokens as `skinny_gemm.cu` does.
 //
+// WHOLE_X: the threads that multiply place x as soon as it is there, as a whole, in so many rows: a step at a time, the copy of x took longer
+// than that of codes which had come before it. Of one token there is one row: `mma.sync` reads it as if it were all 8, and wgmma what lies 16
+// bytes further on as each next one.
+// NORMED, a number of tokens at most: x_rows are rows of which x is the RMS norm, by `norm_weight`, and divided by norm_scale if FP8. Those
+// threads make it, each block all that it reads of it, while its weights come.
+// SUBNORMAL: int4 codes are numbers as they are, without an operation, and 8 times the sum of x is taken off each group's sums. x is 2^48
+// times what it is: its products with numbers so small are not lost, and none is too large.
+//
 // x fp8 and weight int4: masks make E4M3 of a code less 8, 2^-8 times it, and other zero points are one more product, with a constant A.
 //
 // x: [tokens, K], boxes of TOKENS rows x 128 bytes; w: tiles; group_scale, weight_zero: [K / GROUP, N]; y as in `skinny_gemm.cu`. N and K
 // are multiples of 64. What lies behind K in x is zero; of codes there any value is a finite number.
+#include "normed.cuh"
 #include "packed_sums.cuh"
 
 constexpr int SHARE = (STEPS + SPLITS - 1) / SPLITS;
@@ -23,12 +32,16 @@ constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 #define BY_WARPS (!FP8)
 // A barrier tells its phases apart by their parity alone. Where two warpgroups share a stage in turns, the faster one takes its last phase for the
 // next if the other's load between them is still under way.
-static_assert(W_STAGES % K_GROUPS == 0 && X_STAGES % K_GROUPS == 0, "a stage is one warpgroup's");
+static_assert(W_STAGES % K_GROUPS == 0 && (WHOLE_X || X_STAGES % K_GROUPS == 0), "a stage is one warpgroup's");
+static_assert(WHOLE_X == 0 || WHOLE_X == 1 || WHOLE_X == TOKENS, "of one token, or of all");
+static_assert(BY_WARPS || !WHOLE_X || NORMED, "fp8 that no norm makes comes by TMA");
+constexpr int ROWS_OF_X = WHOLE_X ? WHOLE_X : TOKENS;
+static_assert(!SUBNORMAL || (WHOLE_X && BY_SUMS && !ZEROS && GROUP <= COLUMNS), "each step has whole sums of x");
 
 struct Shared {
     union {
         struct {
-            char x[X_STAGES][X_BYTES];
+            char x[X_STAGES][WHOLE_X ? WHOLE_X * PANELS * 128 : X_BYTES];
             char w[W_STAGES][W_BYTES];
         };
         Sums all;  // after the last product
@@ -36,6 +49,12 @@ struct Shared {
     Tables tables[GROUPED ? W_STAGES : 1];
     Received received;
     float row_scales[W_SCALES == 2 ? ROWS : 4];
+#if SUBNORMAL
+    float x_sums[SHARE * GROUPS][WHOLE_X];  // 2^-126 times those of x in memory: 2^-81 times 8 times those of x
+#endif
+#if NORMED
+    float squares[2 * NORMED][CONSUMERS / 32];
+#endif
     u64 all_received;
     u64 w_full[W_STAGES], w_empty[W_STAGES];
     u64 x_full[X_STAGES], x_empty[X_STAGES];
@@ -57,11 +76,11 @@ INLINE void copy_rows(char* to, const char* x, int column, int num_tokens, u32 l
 }
 
 // Adds a warp's products of a step, of 16 rows of the weight and x, at `x` in shared memory. Those with tokens that are none are of what was
-// in memory.
+// in memory. `x_sums`: of the step's groups, if SUBNORMAL.
 INLINE void multiply_rows(float (&total)[4], const Codes& codes, const u32 (&scales)[GROUPS][2], const u32 (&zeros)[GROUPS][2], u32 x,
-                          const char* table) {
+                          const float (*x_sums)[ROWS_OF_X], const char* table) {
     constexpr int SUMMED = BY_SUMS ? GROUPS : 1, EACH = PRODUCTS / SUMMED, CHAINS = EACH > 1 ? 2 : 1;  // chains do not wait for each other
-    u32 lane = threadIdx.x % 32, own = lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16;
+    u32 lane = threadIdx.x % 32, own = WHOLE_X == 1 ? lane / 8 * 16 : lane % 8 * 128 + (lane / 8 ^ lane % 8) * 16;
     u32 b[4];
 #pragma unroll
     for (int g = 0; g < SUMMED; g++) {
@@ -69,7 +88,7 @@ INLINE void multiply_rows(float (&total)[4], const Codes& codes, const u32 (&sca
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int product = g * EACH + i;
-            if (product % 2 == 0) load_matrices(b, x + product / 4 * TOKENS * 128 + (own ^ product / 2 % 2 * 64));
+            if (product % 2 == 0) load_matrices(b, x + product / 4 * ROWS_OF_X * 128 + (own ^ product / 2 % 2 * 64));
             u32 a[4];
             codes.decode(a, product, scales[product / IN_GROUP], zeros[product / IN_GROUP], table);
             multiply_add_warp(sums[i % CHAINS], a, b[product % 2 * 2], b[product % 2 * 2 + 1]);
@@ -77,9 +96,85 @@ INLINE void multiply_rows(float (&total)[4], const Codes& codes, const u32 (&sca
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float sum = CHAINS > 1 ? sums[0][i] + sums[CHAINS - 1][i] : sums[0][i];
+#if SUBNORMAL
+            float eights = x_sums[g][ROWS_OF_X > 1 ? lane % 4 * 2 + i % 2 : 0];
+            sum = i < 2 ? sum * 16.0f - eights : sum - eights;
+#endif
             total[i] += BY_SUMS ? sum * __int_as_float(scales[g][i / 2]) : sum;
         }
     }
+}
+#endif
+
+#if WHOLE_X
+// Where a block has 8 columns of a row of x, from `column` of its own on, in the order of a tensor map's boxes of WHOLE_X rows.
+INLINE char* place_of(Shared& shared, int row, int column) {
+    u32 byte = column * (FP8 ? 1 : 2);
+    return shared.x[0] + (byte / 128 * WHOLE_X + row) * 128 + ((byte / 16 ^ row) % 8) * 16 + byte % 16;
+}
+
+// Places 8 columns of a row of x. Called by whole warps, whose lanes have columns in order.
+INLINE void place(Shared& shared, int row, int column, uint4 words) {
+#if SUBNORMAL
+    u32 each[4] = {words.x, words.y, words.z, words.w};
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        each[i] = multiplied(each[i], 0x57805780);  // 2^48
+        sum += __int_as_float(each[i] << 16) + __int_as_float(each[i] & 0xFFFF0000);
+    }
+#pragma unroll
+    for (int bits = 1; bits < GROUP / 8; bits *= 2) sum += from_lane_xor(sum, bits);
+    if (column % GROUP == 0) shared.x_sums[column / GROUP][row] = sum * 1.1754943508222875e-38f;
+    words = make_uint4(each[0], each[1], each[2], each[3]);
+#endif
+    *(uint4*)place_of(shared, row, column) = words;
+}
+
+// Called by those that multiply when x is placed.
+INLINE void x_is_placed() {
+    if (!BY_WARPS) publish_to_async();
+    sync_warps(1, CONSUMERS);
+}
+#endif
+
+#if BY_WARPS && WHOLE_X && !NORMED
+// Copies a block's columns of the one row of x.
+INLINE void place_x(Shared& shared, const char* x, int first_column, int steps) {
+    constexpr int AT_ONCE = 4;  // chunks of 8 columns of a thread
+    int count = steps * COLUMNS / 8;
+    for (int from = 0; from < count; from += AT_ONCE * CONSUMERS) {
+        uint4 words[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int chunk = from + j * CONSUMERS + threadIdx.x, column = first_column + chunk * 8;
+            words[j] = make_uint4(0, 0, 0, 0);
+            if (chunk < count && column < K) words[j] = *(const uint4*)(x + 2ll * column);
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            int chunk = from + j * CONSUMERS + threadIdx.x;
+            if (chunk < count) place(shared, 0, chunk * 8, words[j]);
+        }
+    }
+    x_is_placed();
+}
+#endif
+
+#if NORMED
+constexpr int OWN_COLUMNS = SHARE * COLUMNS, FITTING = rows_at_once(OWN_COLUMNS, SPLITS, CONSUMERS, THREADS / 32 * BLOCKS);
+typedef RowNorm<K, OWN_COLUMNS, CONSUMERS, FITTING < NORMED ? FITTING : NORMED> Norm;
+
+// Places a block's columns of the norm of rows.
+INLINE void place_norm(Shared& shared, Norm& norm, const char* rows, int num_tokens, float eps) {
+    norm.normalize(rows, num_tokens, eps, shared.squares, [&](int token, int column, const float(&x)[8]) {
+#if FP8
+        *(uint2*)place_of(shared, token, column) = make_uint2(pack_fp8(x[0], x[1], x[2], x[3]), pack_fp8(x[4], x[5], x[6], x[7]));
+#else
+        place(shared, token, column, make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])));
+#endif
+    });
+    x_is_placed();
 }
 #endif
 
@@ -87,7 +182,7 @@ INLINE void multiply_rows(float (&total)[4], const Codes& codes, const u32 (&sca
 extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THREADS, BLOCKS)
     packed_gemm(const __grid_constant__ TensorMap x, int, int, long long, long long, const char* x_rows, const char* w,
                 const char* group_scale, const char* weight_zero, const char* bias, const char* residual, const float* x_scale, const float* w_scale,
-                const float* out_scale, char* y, int num_tokens) {
+                const float* out_scale, char* y, const char* norm_weight, const float* norm_scale, float eps, int num_tokens) {
     let_next_start();
     Shared& shared = *(Shared*)memory;
     u32 warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, part = blockIdx.y;
@@ -98,7 +193,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             barrier_init(shared.w_full[i], GROUPED ? 33 : 1);
             barrier_init(shared.w_empty[i], OWNERS / 32);
         }
-        for (int i = warp; i < X_STAGES; i += THREADS / 32) {
+        for (int i = warp; i < (WHOLE_X ? 0 : X_STAGES); i += THREADS / 32) {
             barrier_init(shared.x_full[i], BY_WARPS ? 32 : 1);
             barrier_init(shared.x_empty[i], OWNERS / 32);
         }
@@ -131,6 +226,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (SPLITS > 1) cluster_wait();
     } else if (warp == LOADS_X) {
         if (SPLITS > 1) cluster_wait();
+#if !WHOLE_X
         if (!BY_WARPS) prefetch(x);
         wait_for_previous();
         Place<X_STAGES> at;
@@ -151,6 +247,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #endif
             at.next();
         }
+#endif
     } else if (GROUPED && warp == LOADS_X + 1) {
         Place<W_STAGES> at;
         for (int step = 0; step < steps; step++) {
@@ -170,18 +267,30 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         sync_warps(1, CONSUMERS);
 #endif
         if (SPLITS > 1) cluster_wait();
-        wait_for_previous();
-        Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
         float total[TOKENS / 2] = {};
         Place<W_STAGES> at_w;
         Place<X_STAGES> at_x;
         at_w.next(k_group), at_x.next(k_group);
         u32 own_row = 64 * row_group + thread / 32 * 16 + lane / 4;
+#if NORMED
+        Norm norm(norm_weight, FP8 ? norm_scale : nullptr, first_step * COLUMNS);
+#endif
+        wait_for_previous();
+#if NORMED
+        norm.load(x_rows, 0, num_tokens);
+#elif WHOLE_X
+        place_x(shared, x_rows, first_step * COLUMNS, steps);
+#endif
+        Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
+#if NORMED
+        place_norm(shared, norm, x_rows, num_tokens, eps);
+#endif
         for (int step = k_group; step < steps; step += K_GROUPS) {
-            wait(shared.w_full[at_w.stage], at_w.parity);
+            int x_stage = WHOLE_X ? step : at_x.stage;
             Codes codes;
-            codes.load(shared.w[at_w.stage] + row_group * IN_STEP * TILE_BYTES, thread);
             u32 scales[GROUPS][2] = {}, zeros[GROUPS][2] = {};
+            wait(shared.w_full[at_w.stage], at_w.parity);
+            codes.load(shared.w[at_w.stage] + row_group * IN_STEP * TILE_BYTES, thread);
             if (GROUPED) {
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
@@ -189,15 +298,20 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 }
             }
 #if BY_WARPS
-            wait(shared.x_full[at_x.stage], at_x.parity);
-            multiply_rows(total, codes, scales, zeros, shared_address(shared.x[at_x.stage]), table);
+            if (!WHOLE_X) wait(shared.x_full[x_stage], at_x.parity);
+#if SUBNORMAL
+            const float (*x_sums)[ROWS_OF_X] = shared.x_sums + x_stage * GROUPS;
+#else
+            const float (*x_sums)[ROWS_OF_X] = nullptr;
+#endif
+            multiply_rows(total, codes, scales, zeros, shared_address(shared.x[x_stage]), x_sums, table);
             if (lane == 0) {
                 arrive(shared.w_empty[at_w.stage]);
-                arrive(shared.x_empty[at_x.stage]);
+                if (!WHOLE_X) arrive(shared.x_empty[x_stage]);
             }
 #else
             u32 a[PRODUCTS][4];
-            u64 b = by_rows(shared_address(shared.x[at_x.stage]));
+            u64 b = by_rows<WHOLE_X == 1 ? 16 : 128>(shared_address(shared.x[x_stage]));
 #if BY_SUMS
             float sums[GROUPS > 1 ? 2 : 1][TOKENS / 2];
             auto scale_sums = [&](int g) {
@@ -209,7 +323,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #endif
             auto decode = [&](int i) { codes.decode(a[i], i, scales[i / IN_GROUP], zeros[i / IN_GROUP], table); };
             auto multiply = [&](int i) {
-                u64 columns = b + (i / 4 * TOKENS * 128 + i % 4 * 32) / 16;
+                u64 columns = b + (i / 4 * ROWS_OF_X * 128 + i % 4 * 32) / 16;
 #if BY_SUMS
                 auto& to = sums[i / IN_GROUP % 2];
                 if (i % IN_GROUP == 0) {
@@ -232,7 +346,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             for (int from = 0; from < PRODUCTS; from += AT_ONCE) {
 #pragma unroll
                 for (int i = from; i < from + AT_ONCE; i++) decode(i);
-                if (from == 0) wait(shared.x_full[at_x.stage], at_x.parity);
+                if (from == 0 && !WHOLE_X) wait(shared.x_full[x_stage], at_x.parity);
 #if BY_SUMS
                 hold(sums[from / IN_GROUP % 2]);
 #else
@@ -256,9 +370,10 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
 #else
             hold(total);
 #endif
-            if (lane == 0) arrive(shared.x_empty[at_x.stage]);
+            if (lane == 0 && !WHOLE_X) arrive(shared.x_empty[x_stage]);
 #endif
-            at_w.next(K_GROUPS), at_x.next(K_GROUPS);
+            at_w.next(K_GROUPS);
+            if (!WHOLE_X) at_x.next(K_GROUPS);
         }
         add_up(shared.all, shared.received, shared.all_received, total, k_group, part, own_row, lane);
         epilogue.finish(shared.all.sums, x_scale, [&](int j) { return shared.row_scales[epilogue.own + j]; }, y);

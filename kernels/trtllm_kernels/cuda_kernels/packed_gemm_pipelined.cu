@@ -1,7 +1,8 @@
 // GEMM with packed weights for 9 to 128 tokens on Hopper: `packed_gemm.cu`, but a warpgroup decodes its next codes while the tensor core
 // multiplies the last.
 //
-// A step's codes, scales and x come together, in one ring, each from a warp of their own, and complete on one barrier. A warpgroup begins the
+// A step's codes, scales and x come together, in one ring, each from a warp of their own, and complete on one barrier. Where a step of x is many
+// times that of the weight it has a ring of its own (X_RING is not RING), or little of the weight would be there before it. A warpgroup begins the
 // products of a unit, decodes the next into other registers, and only then waits. Even so, on an H200 steps take nearly as long as their products
 // and all other instructions one after the other, so that what counts is how few these are: steps are as long as fits.
 //
@@ -28,14 +29,16 @@ constexpr int IN_UNIT = UNIT > IN_GROUP ? UNIT / IN_GROUP : 1;
 constexpr int WARPGROUPS = ROW_GROUPS * K_GROUPS, LAUNCHED = 65536 / BLOCKS / THREADS / 8 * 8, POOL = (WARPGROUPS + 1) * LAUNCHED;
 constexpr int MOST = (POOL - 24) / WARPGROUPS / 8 * 8, TAKEN = MOST < 240 ? MOST : 240, GIVEN = POOL - WARPGROUPS * TAKEN;
 constexpr bool MOVED = WARPGROUPS > 1 && TAKEN > LAUNCHED;
-static_assert(!PAIRED || (SPLITS == 1 && K_GROUPS == 1 && RING % 2 == 0), "a stage has even or odd steps");
+static_assert(!PAIRED || (SPLITS == 1 && K_GROUPS == 1 && RING % 2 == 0 && X_RING % 2 == 0), "a stage has even or odd steps");
 // A barrier tells its phases apart by their parity alone, so a stage is always the same warpgroup's. One has two at a time.
-static_assert(RING % K_GROUPS == 0 && RING >= 2 * K_GROUPS, "a stage is one warpgroup's");
+static_assert(RING % K_GROUPS == 0 && RING >= 2 * K_GROUPS && X_RING % K_GROUPS == 0, "a stage is one warpgroup's");
+
+constexpr bool ONE_RING = X_RING == RING;
 
 struct Shared {
     union {
         struct {
-            char x[RING][X_BYTES];
+            char x[X_RING][X_BYTES];
             char w[RING][W_BYTES];
         };
         Sums all;  // after the last product
@@ -46,6 +49,7 @@ struct Shared {
     float4 of_pair[PAIRED ? TOKENS / 8 : 1][PAIRED ? 128 : 1];
     u64 all_received;
     u64 full[RING], empty[RING];
+    u64 x_full[ONE_RING ? 1 : X_RING], x_empty[ONE_RING ? 1 : X_RING];
 };
 static_assert(sizeof(Shared) + TABLE_BYTES <= SHARED_BYTES, "SHARED_BYTES is what a launch asks for");
 
@@ -84,8 +88,13 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
     if (lane == 0) {  // of each warp: one thread would take long for all
 #pragma unroll 1
         for (int i = warp; i < RING; i += THREADS / 32) {
-            barrier_init(shared.full[i], GROUPED ? 34 : 2);
+            barrier_init(shared.full[i], (GROUPED ? 33 : 1) + ONE_RING);
             barrier_init(shared.empty[i], OWNERS / 32 - (PAIRED && i % 2 != member ? 4 : 0));
+        }
+#pragma unroll 1
+        for (int i = warp; i < (ONE_RING ? 0 : X_RING); i += THREADS / 32) {
+            barrier_init(shared.x_full[i], 1);
+            barrier_init(shared.x_empty[i], OWNERS / 32 - (PAIRED && i % 2 != member ? 4 : 0));
         }
         if (warp == 0) barrier_init(shared.all_received, 1);
         barriers_are_made();
@@ -121,18 +130,20 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
         } else if (warp == LOADS_X) {
             prefetch(x);
             wait_for_previous();
+            u64 *full = ONE_RING ? shared.full : shared.x_full, *empty = ONE_RING ? shared.empty : shared.x_empty;
+            Place<X_RING> at_x;
             for (int step = 0; step < steps; step++) {
-                if (CLUSTER > 1 && step == RING) cluster_wait();
-                wait(shared.empty[at.stage], at.parity ^ 1);
+                if (CLUSTER > 1 && step == X_RING) cluster_wait();
+                wait(empty[at_x.stage], at_x.parity ^ 1);
                 if (lane == 0) {
-                    arrive_expecting(shared.full[at.stage], X_BYTES);
+                    arrive_expecting(full[at_x.stage], X_BYTES);
 #pragma unroll
                     for (int panel = 0; panel < PANELS; panel++) {
-                        load_box(shared.x[at.stage] + panel * TOKENS * 128, x, 0, (first_step + step) * COLUMNS + panel * PANEL_COLUMNS,
-                                 shared.full[at.stage]);
+                        load_box(shared.x[at_x.stage] + panel * TOKENS * 128, x, 0, (first_step + step) * COLUMNS + panel * PANEL_COLUMNS,
+                                 full[at_x.stage]);
                     }
                 }
-                at.next();
+                at_x.next();
             }
         } else if (GROUPED && warp == LOADS_SCALES) {
             for (int step = 0; step < steps; step++) {
@@ -142,7 +153,7 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
                 at.next();
             }
         }
-        if (CLUSTER > 1 && (steps <= RING || warp > (GROUPED ? LOADS_SCALES : LOADS_X))) cluster_wait();
+        if (CLUSTER > 1 && (steps <= (warp == LOADS_X ? X_RING : RING) || warp > (GROUPED ? LOADS_SCALES : LOADS_X))) cluster_wait();
     } else {
         if (MOVED) take_registers_up_to<TAKEN>();
         u32 thread = threadIdx.x % 128, row_group = warp / 4 % ROW_GROUPS, k_group = warp / 4 / ROW_GROUPS;
@@ -160,10 +171,11 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
         Results epilogue(row, part, member && Results::own_row() < TILE ? 0 : num_tokens, bias, residual, x_scale, w_scale, out_scale);
         float total[TOKENS / 2] = {};
         Place<RING> at;
+        Place<X_RING> at_x;
         bool shares = PAIRED && row_group == shared_group;
         u32 start = shares ? member : k_group;  // its first step
         const int stride = shares ? 2 : K_GROUPS;
-        at.next(start);
+        at.next(start), at_x.next(start);
         u32 first = 64 * row_group + thread / 32 * 16 + lane / 4;
         int left = steps - (int)start;
         bool more = left > 0;
@@ -173,8 +185,9 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
 #endif
         // Multiplies a unit and meanwhile makes the operands of the next one.
         auto multiply_unit = [&](const Operands& now, Operands& next, int unit) {
-            u32 stage = at.stage;
-            u64 b = by_rows(shared_address(shared.x[stage]));
+            u32 stage = at.stage, x_stage = ONE_RING ? stage : at_x.stage;
+            if (!ONE_RING && unit == 0) wait(shared.x_full[x_stage], at_x.parity);
+            u64 b = by_rows(shared_address(shared.x[x_stage]));
 #if BY_SUMS
 #pragma unroll
             for (int g = 0; g < IN_UNIT; g++) hold(sums[g]);
@@ -208,6 +221,7 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
                 make(next, unit + 1);
             } else {
                 at.next(stride);
+                if (!ONE_RING) at_x.next(stride);
                 left -= stride;
                 more = left > 0;
                 if (more) {
@@ -233,7 +247,10 @@ extern "C" __global__ void __cluster_dims__(1, CLUSTER, 1) __launch_bounds__(THR
 #else
             hold(total);
 #endif
-            if (lane == 0 && unit == UNITS - 1) arrive(shared.empty[stage]);
+            if (lane == 0 && unit == UNITS - 1) {
+                arrive(shared.empty[stage]);
+                if (!ONE_RING) arrive(shared.x_empty[x_stage]);
+            }
         };
         if (more) {
             Operands even, odd;

@@ -13,7 +13,7 @@ from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
 from trtllm_kernels.lowering.gemm import beyond, matmul, step_space
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, takes_one_token
-from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
+from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_norms_to, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within
@@ -149,7 +149,9 @@ class _ActivatedGemm:
 
 
 def _gate_up_normed_to(call: OpCall) -> int:
-    return 0 if has_packed_weight(call) or takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").normed_to
+    if has_packed_weight(call):
+        return packed_norms_to(call)
+    return 0 if takes_row_scaled(call) else _ActivatedGemm(call, "gate_up").normed_to
 
 
 @lowers("gate_up_silu", space=_space, step_space=step_space, normed_to=_gate_up_normed_to)

@@ -17,7 +17,7 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, one_token_step_space, takes_one_token
-from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_space
+from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_norms_to, packed_space, packed_step_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import (
@@ -99,14 +99,16 @@ def step_space(call: OpCall) -> tuple[Choice, ...]:
     """Of GEMMs, with or without an activation, in whole decode steps. Tiles for few tokens come before the choice for one, which may be to
     leave it to them."""
     if has_packed_weight(call):
-        return packed_space(call)
+        return packed_step_space(call)
     if call["x"].dtype == "fp32":
         return ()
     return (*skinny_step_space(call), *(one_token_step_space(call) if call.op != "linear_gelu" else ()))
 
 
 def _normed_to(call: OpCall) -> int:
-    if takes_row_scaled(call) or has_packed_weight(call):
+    if has_packed_weight(call):
+        return packed_norms_to(call)
+    if takes_row_scaled(call):
         return 0
     tuned = _tuned(call)
     return 0 if takes_one_token(call, tuned) else skinny_normed_to(call, tuned)

@@ -20,8 +20,9 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.packing import TILE, check_shape, is_packed
 from trtllm_kernels.dialect.types import Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, Bytes, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.call import F32, I32, Builder, Bytes, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.packed_triton import launch_mma, mma_space, mma_tunables
+from trtllm_kernels.lowering.skinny_gemm import NORMS_TO
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -44,6 +45,13 @@ _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
 """Numbers of `cuda_kernels/decode.cuh`; uint8 scales are powers of two."""
 _ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
+_NORMED = 2
+"""Tokens whose norm products take by default: each block has whole rows for it, and at 4 tokens steps are slower than with the norms'
+kernels (docs/facts/kernels-gemm.md)."""
+_MANY_TIMES = 4
+"""x has a ring of its own where its step has more than so many times the bytes of the weight's."""
+_X_IN_FLIGHT = 2048
+"""Bytes of a row, of more than 8 tokens, where x has a ring of its own."""
 _FOLDED_FROM = 64
 """Tokens of a tile."""
 _TABLE_BYTES = 32 * 1024
@@ -110,6 +118,7 @@ def packed_tunables(call: OpCall) -> dict[str, int]:
         PACKED_TO: 0 if not few_fit(call) else 64 if large_fits(call) and _many_rows(call) else PADDED[-1],
         LARGE_TO: _NO_LIMIT if large_fits(call) else 0,
     }
+    defaults |= {NORMS_TO: _NORMED} if few_fit(call) else {}
     defaults |= mma_tunables(call, _group(call))
     for size in LARGE_SIZES:
         defaults |= dict(zip(_large_names(size), _default_large(call, size), strict=True))
@@ -192,7 +201,10 @@ def _default_of_one_token(call: OpCall) -> Tile | None:
         return None
     columns = _default_columns(call)
     if 4 * tiles <= 3 * sms:
-        return None if call["x"].dtype == "fp8" else Tile(8, rows=64, turns=2, parts=2, columns=columns)
+        blocks = ceil_div(2 * tiles, sms)
+        if call["x"].dtype == "fp8":
+            return Tile(8, rows=64, turns=2, parts=2, blocks=2) if blocks == 2 else None
+        return Tile(8, rows=64, turns=2, parts=2, blocks=blocks, columns=columns)
     return Tile(8, rows=64, parts=2, blocks=min(ceil_div(2 * tiles, sms), 3), columns=columns)
 
 
@@ -278,6 +290,11 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     return (*few_tokens, *map(large, LARGE_SIZES), limits)
 
 
+def packed_step_space(call: OpCall) -> tuple[Choice, ...]:
+    """For whole decode steps: also for how many tokens a product takes the norm before it."""
+    return (*packed_space(call), *([Choice("norms to", grid(**{NORMS_TO: (0, 1, _NORMED, PADDED[0])}))] if few_fit(call) else []))
+
+
 def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lowered:
     """Launches for any number of tokens. `lower_wide`: how the op runs with a wide weight."""
     weight = call["weight"]
@@ -309,8 +326,76 @@ def _launch_few(builder: Builder, tuned: Mapping[str, int]) -> int:
     for below, padded in zip((0, *PADDED), PADDED, strict=False):
         if below < most:
             tile = Tile(padded, *(tuned[_name(padded, field)] for field in _FIELDS))
-            _launch(builder, tile, _within(call["x"].shape[0], below, min(most, padded)))
+            last = min(most, padded)
+            for of_x, of_tile in _placed(call, tile) if padded == PADDED[0] else ():
+                to = min(last, of_x.tokens)
+                if below < to:
+                    _launch(builder, of_tile, _within(call["x"].shape[0], below, to), of_x)
+                    below = to
+            if below < last:
+                _launch(builder, tile, _within(call["x"].shape[0], below, last))
     return most
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How a block has all of its x before it multiplies: of up to `tokens`, in `rows` of shared memory. `normed`: it takes the norm itself.
+    `subnormal`: codes are numbers as they are."""
+
+    tokens: int
+    rows: int
+    normed: bool = False
+    subnormal: bool = False
+
+
+def packed_norms_to(call: OpCall) -> int:
+    """Largest number of tokens of which this product can take the norm before it, as it is tuned; 0: none."""
+    ours = packed_tunables(call)
+    tuned = {**ours, **{name: value for name, value in call.tactic.items() if name in ours}}
+    tile = _long_steps(call, Tile(PADDED[0], *(tuned[_name(PADDED[0], field)] for field in _FIELDS)))
+    to = min(tuned.get(NORMS_TO, 0), tuned[PACKED_TO], PADDED[0])
+    if to < 1 or tile.parts > 2:
+        return 0
+    return to if to > 1 and _whole_fits(call, tile, PADDED[0]) else int(_whole_fits(call, tile, 1))
+
+
+def _placed(call: OpCall, tile: Tile) -> list[tuple[Placed, Tile]]:
+    """Forms of the kernel of up to 8 tokens in which blocks have all of their x, those of fewer tokens first. Wide x of one token is placed
+    so even if it comes as it is."""
+    to = call.normed.to if call.normed else 0
+    longer = _long_steps(call, tile)
+    alone = call["x"].dtype != "fp8" and _whole_fits(call, longer, 1)
+    forms = [(Placed(1, 1, normed=to > 0, subnormal=_subnormal_fits(call, longer)), longer)] if to or alone else []
+    return forms + ([(Placed(to, PADDED[0], normed=True), longer)] if to > 1 else [])
+
+
+def _long_steps(call: OpCall, tile: Tile) -> Tile:
+    """With steps as long as fit, if a thread has few registers in use: where all of x is there, none is waited for."""
+    return replace(tile, columns=_default_columns(call)) if _few_scales(call) and tile.rows <= 2 * TILE else tile
+
+
+def _steps(call: OpCall, tile: Tile) -> int:
+    """Steps of K of a block."""
+    return ceil_div(ceil_div(call["weight"].size(1), tile.columns), tile.parts)
+
+
+def _shared_of(tile: Tile) -> int:
+    """Bytes of shared memory that a block may have."""
+    return _SM_BYTES // tile.blocks - _RESERVED_BYTES
+
+
+def _subnormal_fits(call: OpCall, tile: Tile) -> bool:
+    """Whether codes may be numbers as they are, which needs the sum of x of each group, by the lanes of a warp."""
+    group, steps = _group(call), _steps(call, tile)
+    last = ceil_div(call["weight"].size(1), tile.columns) - (tile.parts - 1) * steps
+    whole_warps = steps * tile.columns % 256 == 0 and last * tile.columns % 256 == 0
+    int4 = call["weight"].dtype == "int4" and call["x"].dtype == "bf16" and call.get("weight_zero") is None
+    return int4 and whole_warps and group in (16, 32, 64, 128, 256) and group <= tile.columns
+
+
+def _whole_fits(call: OpCall, tile: Tile, rows: int) -> bool:
+    """Whether a block's x, as a whole in so many rows, leaves most of shared memory to its weights."""
+    return bytes_of(_steps(call, tile) * tile.columns, call["x"].dtype) * rows <= _shared_of(tile) * 3 // 8
 
 
 def _launch_large(builder: Builder, tuned: Mapping[str, int], covered: int) -> int:
@@ -351,8 +436,9 @@ def _beyond(launch: Launch, tokens: Dim, covered: int) -> Launch:
     return launch if covered == 0 else replace(launch, grid=(product(x, _some_beyond(tokens, covered)), y, z))
 
 
-def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
-    """`here`: 1 in steps that this tile serves, else 0. Raises `KernelError` for a tile that the kernel does not have."""
+def _launch(builder: Builder, tile: Tile, here: Dim, of_x: Placed | None = None) -> None:
+    """`here`: 1 in steps that this tile serves, else 0. `of_x`: None where x comes step by step. Raises `KernelError` for a tile that the
+    kernel does not have."""
     call = builder.call
     group, n = _group(call), call["weight"].size(0)
     if not _is_a_tile(call, tile):
@@ -370,23 +456,36 @@ def _launch(builder: Builder, tile: Tile, here: Dim) -> None:
         "FOLDED": _folded(call, tile.tokens),
     }
     if tile.tokens == PADDED[0]:
-        w_stages, x_stages, shared_bytes = _rings(call, tile)
+        w_stages, x_stages, shared_bytes = _rings(call, tile, of_x)
+        norm = call.normed if of_x and of_x.normed else None
+        operands = _operands(call)
+        tokens = operands.pop("num_tokens")
+        operands |= {"NormWeight": norm.weight if norm else call["x"], "NormScale": (norm and norm.out_scale) or call["x"]}
         builder.launch(
             "packed_gemm.packed_gemm",
-            {"X": x, "XRows": call["x"], **_operands(call)},
+            {"X": x, "XRows": norm.x if norm else call["x"], **operands, "eps": F32(norm.eps if norm else 0.0), "num_tokens": tokens},
             grid=(product(ceil_div(n, tile.rows), here), tile.parts),
-            constexprs={**values, "W_STAGES": w_stages, "X_STAGES": x_stages, "SHARED_BYTES": shared_bytes},
+            constexprs={
+                **values,
+                "W_STAGES": w_stages,
+                "X_STAGES": x_stages,
+                "WHOLE_X": of_x.rows if of_x else 0,
+                "NORMED": of_x.tokens if of_x and norm else 0,
+                "SUBNORMAL": of_x is not None and of_x.subnormal,
+                "NORM_HALF": norm is not None and norm.x.dtype == "fp16",
+                "SHARED_BYTES": shared_bytes,
+            },
             warps=4 * row_groups * tile.turns + (3 if group else 2),
             cuda=True,
         )
     else:
-        stages, shared_bytes = _ring(call, tile)
+        stages, x_stages, shared_bytes = _ring(call, tile)
         clusters = n // (2 * tile.rows) if tile.paired else ceil_div(n, tile.rows)
         builder.launch(
             "packed_gemm_pipelined.packed_gemm_pipelined",
             {"X": x, **_operands(call)},
             grid=(product(clusters, here), 2 if tile.paired else tile.parts),
-            constexprs={**values, "PAIRED": tile.paired, "RING": stages, "SHARED_BYTES": shared_bytes},
+            constexprs={**values, "PAIRED": tile.paired, "RING": stages, "X_RING": x_stages, "SHARED_BYTES": shared_bytes},
             warps=4 * (row_groups * tile.turns + 1),
             cuda=True,
         )
@@ -397,7 +496,7 @@ def _is_a_tile(call: OpCall, tile: Tile) -> bool:
     whole = tile.rows % TILE == 0 or (tile.paired and call["weight"].size(0) % (2 * tile.rows) == 0)
     if not whole or tile.parts not in (1, 2, 4) or tile.tokens // tile.parts < 4 or not _step_fits(call, tile.columns):
         return False
-    return tile.tokens == PADDED[0] or _ring(call, tile)[1] <= _SM_BYTES // tile.blocks - _RESERVED_BYTES
+    return tile.tokens == PADDED[0] or _ring(call, tile)[2] <= _shared_of(tile)
 
 
 def _groups(call: OpCall, tile: Tile) -> int:
@@ -507,51 +606,64 @@ def _in_range(call: OpCall) -> bool:
     return call["x"].dtype == "bf16" or call["group_scale"].dtype in ("fp16", "fp8")
 
 
-def _rings(call: OpCall, tile: Tile) -> tuple[int, int, int]:
+def _rings(call: OpCall, tile: Tile, of_x: Placed | None = None) -> tuple[int, int, int]:
     """(stages of the weight's ring, stages of x's, bytes of shared memory), as `Shared` of the kernel lays them out."""
     weight, x = call["weight"], call["x"]
     n_rows, owners = tile.rows, 2 * tile.rows
     x_row = bytes_of(tile.columns, x.dtype)
-    steps = ceil_div(ceil_div(weight.size(1), tile.columns), tile.parts)
+    steps = _steps(call, tile)
     received = (tile.parts - 1) * 4 * owners * tile.tokens // 2 // tile.parts
     fixed = received + 4 * (n_rows if (scale := call.get("weight_scale")) and len(scale.shape) == 2 else 4) + 64
     fixed += _TABLE_BYTES if weight.dtype == "nf4" else 0
     tables = _tables_bytes(call, n_rows, _groups(call, tile))
     w_stage = bytes_of(n_rows * tile.columns, weight.dtype) + 16 + (tables if _group(call) else 0)
     fixed += 0 if _group(call) else tables
-    x_stage = x_row * tile.tokens + 16
-    room = _SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed
+    fixed += of_x.tokens * owners * tile.turns // 4 if of_x and of_x.normed else 0
+    if of_x and of_x.subnormal:
+        fixed += 4 * of_x.rows * steps * _groups(call, tile)
+    x_stage = x_row * (of_x.rows if of_x else tile.tokens) + 16
+    room = _shared_of(tile) - fixed
     in_flight = 4096  # bytes of a row
 
     def ring(stages: int) -> int:
         """A whole number of stages for each warpgroup that takes turns: only its own phases of a barrier follow each other then."""
         return max(2, min(ceil_div(steps, tile.turns), stages // tile.turns)) * tile.turns
 
-    x_stages = ring(min(in_flight // x_row, room // 2 // x_stage))
+    x_stages = steps if of_x else ring(min(in_flight // x_row, room // 2 // x_stage))
     w_stages = ring((room - x_stages * x_stage) // w_stage)
-    rings = x_stages * x_row * tile.tokens + w_stages * bytes_of(n_rows * tile.columns, weight.dtype)
+    rings = x_stages * (x_stage - 16) + w_stages * bytes_of(n_rows * tile.columns, weight.dtype)
     rest = x_stages * x_stage + w_stages * w_stage - rings
     sums = 4 * tile.tokens // tile.parts * (n_rows + 4) + 4 * owners * max(1, tile.turns - 1) * (tile.tokens // 2 if tile.turns > 1 else 1)
     return w_stages, x_stages, ceil_div(max(rings, sums), 16) * 16 + rest + fixed
 
 
-def _ring(call: OpCall, tile: Tile) -> tuple[int, int]:
-    """(stages of the ring, bytes of shared memory), as `Shared` of `packed_gemm_pipelined.cu` lays them out."""
+def _ring(call: OpCall, tile: Tile) -> tuple[int, int, int]:
+    """(stages of the weight's ring, stages of x's, bytes of shared memory), as `Shared` of `packed_gemm_pipelined.cu` lays them out.
+    Rings of as many stages are one."""
     weight, x, scale = call["weight"], call["x"], call.get("weight_scale")
     rows = ceil_div(tile.rows, TILE) * TILE
     sums_of_rows = 4 * 2 * rows * tile.tokens // 2  # of a warpgroup for each 64 rows
     tables = _tables_bytes(call, rows, _groups(call, tile))
     fixed = 4 * TILE * tile.tokens if tile.paired else (tile.parts - 1) * sums_of_rows // tile.parts
-    fixed += 4 * (rows if scale and len(scale.shape) == 2 else 4) + 64
+    fixed += 4 * (rows if scale and len(scale.shape) == 2 else 4) + 80
     fixed += (_TABLE_BYTES if weight.dtype == "nf4" else 0) + (0 if _group(call) else tables)
-    operands = bytes_of(tile.columns, x.dtype) * tile.tokens + bytes_of(rows * tile.columns, weight.dtype)
+    x_bytes, w_bytes = bytes_of(tile.columns, x.dtype) * tile.tokens, bytes_of(rows * tile.columns, weight.dtype)
     beside = 16 + (tables if _group(call) else 0)
-    steps = ceil_div(ceil_div(weight.size(1), tile.columns), tile.parts)
     each = 2 if tile.paired else tile.turns  # stages that are taken in turns
-    fit = (_SM_BYTES // tile.blocks - _RESERVED_BYTES - fixed) // (operands + beside)
-    stages = each * max(1 if tile.paired else 2, min(ceil_div(steps, each), fit // each))
+    turns = ceil_div(_steps(call, tile), each)
+    room = _shared_of(tile) - fixed
+    least = 1 if tile.paired else 2
+    if x_bytes <= _MANY_TIMES * w_bytes or tile.paired:
+        stages = x_stages = each * max(least, min(turns, room // (x_bytes + w_bytes + beside) // each))
+    else:
+        x_stage, w_stage = x_bytes + 16, w_bytes + beside
+        x_most = min(room // 2 // x_stage, ceil_div(_X_IN_FLIGHT, bytes_of(tile.columns, x.dtype)))
+        x_stages = each * max(least, min(turns, x_most // each))
+        stages = each * max(least, min(turns, (room - x_stages * x_stage) // w_stage // each))
     sums = 4 * tile.tokens // tile.parts * (rows + 4) + (tile.turns - 1) * sums_of_rows
-    return stages, ceil_div(max(stages * operands, sums), 16) * 16 + stages * beside + fixed
+    operands = x_stages * x_bytes + stages * w_bytes
+    x_barriers = 16 * x_stages if x_stages != stages else 0
+    return stages, x_stages, ceil_div(max(operands, sums), 16) * 16 + x_barriers + stages * beside + fixed
 
 
 def _tables_bytes(call: OpCall, rows: int, groups: int) -> int:

@@ -169,31 +169,37 @@ extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int g
 #else
 struct Arguments {
     TensorMap x;
-    const char *w, *group_scale, *weight_zero, *bias, *residual;
+    const char *x_rows, *w, *group_scale, *weight_zero, *bias, *residual;
     const float *x_scale, *w_scale, *out_scale;
     char* y;
+    const char* norm_weight;
+    const float* norm_scale;
+    float eps;
     int num_tokens;
 };
 #if defined(K_GROUPS) && !defined(RING)
-#define X_ROWS a.x.from,
+#define OF_FEW(...) __VA_ARGS__,
 #else
-#define X_ROWS
+#define OF_FEW(...)
 #endif
 static Arguments arguments;
 static void call() {
     const Arguments& a = arguments;
-    KERNEL(a.x, 0, 0, 0, 0, X_ROWS a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+    KERNEL(a.x, 0, 0, 0, 0, OF_FEW(a.x_rows) a.w, a.group_scale, a.weight_zero, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y,
+           OF_FEW(a.norm_weight, a.norm_scale, a.eps) a.num_tokens);
 }
 
 static int run(int grid, int threads);
 extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
-    const char* x = pointers[0];
+    arguments.x = {pointers[0], x_rows, K, FP8 ? 1 : 2, TOKENS};
 #if defined(K_GROUPS) && !defined(RING)
-    pointers++;  // to x once more
+    arguments.x_rows = *++pointers, arguments.norm_weight = pointers[10], arguments.norm_scale = (const float*)pointers[11];
+    arguments.eps = *(const float*)pointers[12];
 #endif
     auto f = [&](int i) { return (const float*)pointers[i]; };
-    arguments = {{x, x_rows, K, FP8 ? 1 : 2, TOKENS}, pointers[1], pointers[2], pointers[3], pointers[4], pointers[5],
-                 f(6), f(7), f(8), (char*)pointers[9], num_tokens};
+    arguments.w = pointers[1], arguments.group_scale = pointers[2], arguments.weight_zero = pointers[3], arguments.bias = pointers[4];
+    arguments.residual = pointers[5], arguments.x_scale = f(6), arguments.w_scale = f(7), arguments.out_scale = f(8);
+    arguments.y = (char*)pointers[9], arguments.num_tokens = num_tokens;
     return run(grid, threads);
 }
 #endif
