@@ -331,6 +331,7 @@ CASES += [
     ("paged_attention", name, model, "mixed", MIXED, dtype) for name, model in (("odd", ODD), ("gptj", GPTJ)) for dtype in ("fp16", "fp8")
 ]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
+CASES += [("rope_kv_write", "grouped", ModelShape(64, 96, 8, 1, 64, 64), "mixed", MIXED, "fp8")]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "bf16")]
 CASES += [(op, name, model, "mixed", MIXED, "int8 cache") for op in BATCHED[-2:] for name, model in (("gptj", GPTJ), ("gqa", GQA))]
 CASES += [("paged_attention", "mha", MHA, "decodes", DECODES, "int8 cache")]

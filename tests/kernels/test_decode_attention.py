@@ -197,8 +197,10 @@ def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str
         for prompts in (0, 1, 20):
             symbols = {"T": decodes + 40 * prompts, "R": decodes + prompts, "D": decodes, "S": decodes + prompts, "C": 0}
             symbols["L"] = rounded_keys(keys) if decodes else 0
-            (rotated,) = (max(0, evaluate(launch.grid[0], symbols)) for launch in both[0].launches)
-            (first,) = (evaluate(arg.value, symbols) for launch in both[0].launches for arg in launch.args if arg.kind == "i32")
+            (launch,), (block,) = both[0].launches, (spec.constexprs["BLOCK_T"] for spec in both[0].kernels)
+            first, end = (evaluate(arg.value, symbols) for arg in launch.args if arg.kind == "i32")
+            assert max(0, evaluate(launch.grid[0], symbols)) == -(-(end - first) // block)
+            rotated = end - first
             running = [one for one in both[1].launches if min(evaluate(dim, symbols) for dim in one.grid) > 0]
             decoding = [one for one in running if one.kernel.startswith("decode_attention")]
             expected = "decode_attention" if decodes <= (66 if keys <= 4096 else 8 if keys <= 16384 else 0) else more

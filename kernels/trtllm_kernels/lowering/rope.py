@@ -10,7 +10,7 @@ from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import F32, I32, Builder, OpCall, Parameter, next_power_of_2, power_of_2
 from trtllm_kernels.lowering.registry import lowers
-from trtllm_kernels.lowering.space import PREFILL, Choice, grid, head_space
+from trtllm_kernels.lowering.space import DECODE, PREFILL, Choice, grid, head_space
 
 
 def _rotary_half(call: OpCall, head_dim: int) -> int:
@@ -20,11 +20,15 @@ def _rotary_half(call: OpCall, head_dim: int) -> int:
     return power_of_2("rotary dimension", rotary_dim, 4, 256) // 2
 
 
+def _tile_space(call: OpCall) -> tuple[Choice, ...]:
+    return (Choice("tokens", grid(block_t=(1, 2, 4, 8), warps=(1, 2, 4)), (DECODE, PREFILL)),)
+
+
 def _block_space(call: OpCall) -> tuple[Choice, ...]:
     shared = math.gcd(call.integer("num_heads"), call.integer("num_kv_heads"))
     heads = tuple(count for count in (1, 2, 4, 8) if shared % count == 0)
     blocks = grid(context_block_t=(16, 32, 64), context_block_h=heads, context_warps=(2, 4, 8))
-    return (*head_space(call), Choice("blocks of prompts", blocks, (PREFILL,)))
+    return (Choice("tokens", grid(block_t=(1, 2, 4, 8), warps=(1, 2, 4))), Choice("blocks of prompts", blocks, (PREFILL,)))
 
 
 @lowers("rope", space=head_space)
@@ -50,11 +54,10 @@ def rope(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-@lowers("rope_kv_write", space=head_space)
+@lowers("rope_kv_write", space=_tile_space)
 def rope_kv_write(call: OpCall) -> Lowered:
     builder = Builder(call)
-    tokens = call["qkv"].shape[0]
-    _launch(builder, call.tuned(**_tile(call)), f"{tokens} - {call.rotated}" if call.rotated else tokens)
+    _launch(builder, call.tuned(**_tile(call)), call["qkv"].shape[0])
     return builder.finish()
 
 
@@ -102,7 +105,7 @@ def rope_kv_write_quantize(call: OpCall) -> Lowered:
         },
         warps=tuned["context_warps"],
     )
-    _launch(builder, tuned, f"D - {call.rotated}" if call.rotated else "D")
+    _launch(builder, tuned, "D")
     return builder.finish()
 
 
@@ -131,19 +134,20 @@ def _sources(call: OpCall) -> dict[str, Parameter]:
 
 
 def _tile(call: OpCall) -> dict[str, int]:
-    """Of the kernel that has a program for each token."""
-    _, _, head_dim, _ = _heads(call)
-    all_heads = call["qkv"].size(1) // head_dim
-    return {"block_h": min(8, next_power_of_2(all_heads)), "warps": 2 if head_dim <= 128 else 4}
+    """16 rows of heads, of which a thread of two warps has 64 bytes under way."""
+    _, kv_heads, head_dim, _ = _heads(call)
+    block_h = min(8, next_power_of_2(kv_heads))
+    return {"block_t": 16 // block_h, "block_h": block_h, "warps": 2 if head_dim <= 128 else 4}
 
 
-def _launch(builder: Builder, tuned: Mapping[str, int], tokens: Dim) -> None:
-    """Rotates so many tokens behind those that attention does."""
+def _launch(builder: Builder, tuned: Mapping[str, int], end: Dim) -> None:
+    """Rotates tokens up to `end`, from the first on that attention does not rotate."""
     call = builder.call
+    count = f"{end} - {call.rotated}" if call.rotated else end
     qkv, cache = call["qkv"], call["kv_cache"]
     num_heads, kv_heads, head_dim, half = _heads(call)
-    scales = call.get("kv_scales")
-    all_heads = num_heads + 2 * kv_heads
+    scales, block_t, block_h = call.get("kv_scales"), tuned["block_t"], tuned["block_h"]
+    groups = 2 * ceil_div(kv_heads, block_h) + ceil_div(num_heads, block_h)
     builder.launch(
         "rope.rope_kv_write",
         {
@@ -153,8 +157,9 @@ def _launch(builder: Builder, tuned: Mapping[str, int], tokens: Dim) -> None:
             "Y": call.outputs[0],
             "eps": F32(call.number("eps")),
             "first_token": I32(call.rotated),
+            "end_token": I32(end),
         },
-        grid=(tokens, ceil_div(all_heads, tuned["block_h"])),
+        grid=(ceil_div(count, block_t) if isinstance(count, int) else f"ceil_div({count}, {block_t})", groups),
         constexprs={
             "HQ": num_heads,
             "HKV": kv_heads,
@@ -163,7 +168,8 @@ def _launch(builder: Builder, tuned: Mapping[str, int], tokens: Dim) -> None:
             "PAGE": cache.size(4),
             "INTERLEAVED": bool(call.attrs["interleaved"]),
             "QK_NORM": call.get("q_norm") is not None,
-            "BLOCK_H": tuned["block_h"],
+            "BLOCK_T": block_t,
+            "BLOCK_H": block_h,
             "SCALED_CACHE": call.get("k_scale") is not None,
             "SCALED_ROWS": scales is not None,
             "IN_PLACE": call.in_place,

@@ -1,8 +1,8 @@
 """Rotary embedding, and its fusion with QK norm and the write of keys and values into the paged cache.
 
-A program is BLOCK_H heads of one token, or of a block of tokens where values are transposed, since a row of these is tokens. A head is
-handled as the two halves that rotate into each other (in registers, without reading the partner again) and the rest that passes through.
-Query, key and value heads share one grid: a head's index says which of them it is.
+A program is BLOCK_H heads of a few tokens, so that a thread has several loads of 16 bytes under way, or of a block of tokens where values
+are transposed, since a row of these is tokens. A head is handled as the two halves that rotate into each other (in registers, without
+reading the partner again) and the rest that passes through. Query, key and value heads share one grid.
 """
 
 import triton
@@ -67,87 +67,106 @@ def rope(
 
 @triton.jit
 def rope_kv_write(
-    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps, first_token,
+    QKV, Positions, CosSin, Cache, KvSlots, QNorm, KNorm, KScale, VScale, Y, eps, first_token, end_token,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr,
-    IN_PLACE: tl.constexpr, PDL: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, SCALED_CACHE: tl.constexpr,
+    SCALED_ROWS: tl.constexpr, IN_PLACE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Y is QKV, normalized and rotated. Cache is one layer, [pages, 2, HKV, PAGE, D]. QK_NORM requires the whole head to be rotary.
 
     SCALED_CACHE: the cache is fp8, with one scale for keys and one for values. SCALED_ROWS: it is int8, and KScale is the layer's
     [pages, 2, HKV, PAGE], where the scale of each key and value goes.
 
-    Tokens before first_token are left to decode attention, which rotates and writes them itself.
+    Tokens from first_token to end_token: decode attention rotates those before and writes them itself. A program is BLOCK_H heads of one
+    kind of BLOCK_T tokens. Along the grid's second axis programs are of keys first, then of values, then of queries.
 
     IN_PLACE: Y is QKV. Only what changes is written there, which is the rotary part of q and k, and the rest of q is not read.
     """
     let_next_start(PDL)
+    GROUPS: tl.constexpr = (HKV + BLOCK_H - 1) // BLOCK_H
+    ROWS: tl.constexpr = BLOCK_T * BLOCK_H
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    group = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    token = (first_token + tl.program_id(0) * BLOCK_T + row // BLOCK_H).to(tl.int64)
+    is_q, is_v = group >= 2 * GROUPS, (group >= GROUPS) & (group < 2 * GROUPS)
+    head = (group - tl.where(is_q, 2 * GROUPS, tl.where(is_v, GROUPS, 0))) * BLOCK_H + row % BLOCK_H
+    present = token < end_token
+    mask = present & (head < tl.where(is_q, HQ, HKV))
+    kept = mask & ~is_q
     i = tl.arange(0, HALF)
     if QK_NORM:
         at = i * 2 if INTERLEAVED else i
         other = i * 2 + 1 if INTERLEAVED else i + HALF
-        wq1, wk1 = tl.load(QNorm + at), tl.load(KNorm + at)
-        wq2, wk2 = tl.load(QNorm + other), tl.load(KNorm + other)
+        first_weight = tl.where(is_q, tl.load(QNorm + at), tl.load(KNorm + at)).to(tl.float32)[None, :]
+        second_weight = tl.where(is_q, tl.load(QNorm + other), tl.load(KNorm + other)).to(tl.float32)[None, :]
     if SCALED_CACHE:
-        k_scale, v_scale = tl.load(KScale), tl.load(VScale)
-    token = (tl.program_id(0) + first_token).to(tl.int64)
-    slot = tl.load(KvSlots + token).to(tl.int64)
-    row = tl.load(Positions + token).to(tl.int64) * (2 * HALF)
-    cos = tl.load(CosSin + row + i)[None, :]
-    sin = tl.load(CosSin + row + HALF + i)[None, :]
+        inverse = 1.0 / tl.where(is_v, tl.load(VScale), tl.load(KScale))
+    slot = tl.load(KvSlots + token, mask=present, other=0).to(tl.int64)
+    rotates = present & ~is_v
+    angles = tl.load(Positions + token, mask=rotates, other=0).to(tl.int64)[:, None] * (2 * HALF) + i[None, :]
+    cos = tl.load(CosSin + angles, mask=rotates[:, None], other=0.0)
+    sin = tl.load(CosSin + angles + HALF, mask=rotates[:, None], other=0.0)
     wait_for_previous(PDL)
-    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    is_q = heads < HQ
-    is_k = (heads >= HQ) & (heads < HQ + HKV)
-    is_v = (heads >= HQ + HKV) & (heads < HQ + 2 * HKV)
-    rotates = is_q | is_k if IN_PLACE else is_q | is_k | is_v
-    passes = is_k | is_v if IN_PLACE else is_q | is_k | is_v
-    key_or_value = tl.where(is_v, 1, 0).to(tl.int64)
-    kv_head = heads - HQ - tl.where(is_v, HKV, 0)
-    cached = (((slot // PAGE) * 2 + key_or_value) * HKV + kv_head) * (PAGE * D) + (slot % PAGE) * D
-    QKV += token * ((HQ + 2 * HKV) * D)
-    Y += token * ((HQ + 2 * HKV) * D)
-    cos = tl.where(is_v[:, None], 1.0, cos)
-    sin = tl.where(is_v[:, None], 0.0, sin)
-    first, second = _load_pair(QKV, heads * D, is_q | is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
-    if 2 * HALF < D:
-        d = tl.arange(0, D)[None, :]
-        rest = passes[:, None] & (d >= 2 * HALF)
-        passing = tl.load(QKV + heads[:, None] * D + d, mask=rest, other=0.0)
-    if IN_PLACE:
-        tl.debug_barrier()  # several threads hold a tile smaller than the block: none may load what another has already rotated
-    if QK_NORM:
-        square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
-        scale = tl.where(is_v, 1.0, tl.rsqrt(square / D + eps))[:, None]
-        weight = tl.where(is_q[:, None], wq1.to(tl.float32)[None, :], wk1.to(tl.float32)[None, :])
-        first *= scale * tl.where(is_v[:, None], 1.0, weight)
-        weight = tl.where(is_q[:, None], wq2.to(tl.float32)[None, :], wk2.to(tl.float32)[None, :])
-        second *= scale * tl.where(is_v[:, None], 1.0, weight)
-    rotated_first, rotated_second = first * cos - second * sin, second * cos + first * sin
-    _store_pair(Y, heads * D, rotated_first, rotated_second, rotates, HALF, INTERLEAVED, BLOCK_H)
-    inverse = 1.0
-    if SCALED_CACHE:
-        inverse = 1.0 / tl.where(is_v, v_scale, k_scale)[:, None]
-        rotated_first = tl.minimum(tl.maximum(rotated_first * inverse, -448.0), 448.0)
-        rotated_second = tl.minimum(tl.maximum(rotated_second * inverse, -448.0), 448.0)
-    if SCALED_ROWS:
-        largest = tl.maximum(tl.max(tl.abs(rotated_first), 1), tl.max(tl.abs(rotated_second), 1))
-        if 2 * HALF < D:
-            largest = tl.maximum(largest, tl.max(tl.abs(passing.to(tl.float32)), 1))
-        row_scale = tl.maximum(tl.div_rn(largest, 127.0), 1e-12)
-        tl.store(KScale + cached // D, row_scale, mask=is_k | is_v)
-        rotated_first = int8_codes(tl.div_rn(rotated_first, tl.broadcast_to(row_scale[:, None], (BLOCK_H, HALF))))
-        rotated_second = int8_codes(tl.div_rn(rotated_second, tl.broadcast_to(row_scale[:, None], (BLOCK_H, HALF))))
-    _store_pair(Cache, cached, rotated_first, rotated_second, is_k | is_v, HALF, INTERLEAVED, BLOCK_H)
-    if 2 * HALF < D:
+    cached = (((slot // PAGE) * 2 + tl.where(is_v, 1, 0)) * HKV + head) * (PAGE * D) + (slot % PAGE) * D
+    x_at = token * WIDTH + (head + tl.where(is_q, 0, HQ + tl.where(is_v, HKV, 0))) * D
+    d = tl.arange(0, D)[None, :]
+    if is_v:
+        values = tl.load(QKV + x_at[:, None] + d, mask=mask[:, None], other=0.0)
         if not IN_PLACE:
-            tl.store(Y + heads[:, None] * D + d, passing, mask=rest)
-        x = passing.to(tl.float32)
+            tl.store(Y + x_at[:, None] + d, values, mask=mask[:, None])
         if SCALED_CACHE:
-            x = tl.minimum(tl.maximum(x * inverse, -448.0), 448.0)
+            values = _saturated(values.to(tl.float32) * inverse)
         if SCALED_ROWS:
-            x = int8_codes(tl.div_rn(x, tl.broadcast_to(row_scale[:, None], (BLOCK_H, D))))
-        tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=(is_k | is_v)[:, None] & rest)
+            values = values.to(tl.float32)
+            value_scale = _row_scale(tl.max(tl.abs(values), 1))
+            tl.store(KScale + cached // D, value_scale, mask=mask)
+            values = int8_codes(tl.div_rn(values, tl.broadcast_to(value_scale[:, None], (ROWS, D))))
+        tl.store(Cache + cached[:, None] + d, values.to(Cache.dtype.element_ty), mask=mask[:, None])
+    else:
+        first, second = _load_pair(QKV, x_at, mask, HALF, INTERLEAVED, ROWS)
+        if 2 * HALF < D:
+            rest = (kept if IN_PLACE else mask)[:, None] & (d >= 2 * HALF)
+            passing = tl.load(QKV + x_at[:, None] + d, mask=rest, other=0.0)
+        if IN_PLACE:
+            tl.debug_barrier()  # several threads hold a tile smaller than the block: none may load what another has already rotated
+        if QK_NORM:
+            scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
+            first *= scale * first_weight
+            second *= scale * second_weight
+        rotated_first, rotated_second = first * cos - second * sin, second * cos + first * sin
+        _store_pair(Y, x_at, rotated_first, rotated_second, mask, HALF, INTERLEAVED, ROWS)
+        if SCALED_CACHE:
+            rotated_first, rotated_second = _saturated(rotated_first * inverse), _saturated(rotated_second * inverse)
+        if SCALED_ROWS:
+            largest = tl.maximum(tl.max(tl.abs(rotated_first), 1), tl.max(tl.abs(rotated_second), 1))
+            if 2 * HALF < D:
+                largest = tl.maximum(largest, tl.max(tl.abs(passing.to(tl.float32)), 1))
+            row_scale = _row_scale(largest)
+            tl.store(KScale + cached // D, row_scale, mask=kept)
+            rotated_first = int8_codes(tl.div_rn(rotated_first, tl.broadcast_to(row_scale[:, None], (ROWS, HALF))))
+            rotated_second = int8_codes(tl.div_rn(rotated_second, tl.broadcast_to(row_scale[:, None], (ROWS, HALF))))
+        _store_pair(Cache, cached, rotated_first, rotated_second, kept, HALF, INTERLEAVED, ROWS)
+        if 2 * HALF < D:
+            if not IN_PLACE:
+                tl.store(Y + x_at[:, None] + d, passing, mask=rest)
+            x = passing.to(tl.float32)
+            if SCALED_CACHE:
+                x = _saturated(x * inverse)
+            if SCALED_ROWS:
+                x = int8_codes(tl.div_rn(x, tl.broadcast_to(row_scale[:, None], (ROWS, D))))
+            tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=kept[:, None] & rest)
+
+
+@triton.jit
+def _saturated(x):
+    """Within what E4M3 holds."""
+    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+
+
+@triton.jit
+def _row_scale(largest):
+    return tl.maximum(tl.div_rn(largest, 127.0), 1e-12)
 
 
 @triton.jit
