@@ -221,7 +221,7 @@ def test_the_workspace_holds_what_is_built_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRTLLM_BENCH_CACHE", "elsewhere")
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     assert run(capsys, "-w", tmp_path, "throughput", "--target", "null", "--isl", 4, "--osl", 2, "--num-requests", 2)[0] == 0
     assert cache_folder() == tmp_path

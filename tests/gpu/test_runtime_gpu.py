@@ -194,7 +194,7 @@ def test_the_cache_takes_its_fraction_of_free_memory(fp32_engine: Engine) -> Non
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
     from trtllm_engines.checkpoints.fetch import fetch
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     return fetch("smollm2-135m", cache_folder() / "models" / "smollm2-135m")
 

@@ -261,8 +261,8 @@ def test_cuda_kernels_are_cached_apart_and_are_part_of_the_sources(tmp_path: Pat
     spec = _in_cuda()[0]
     first = aot.compile_kernel(spec, "sm_90")
     assert first.info.entry.encode() in first.code
-    assert (aot.cache_folder("sm_90", cuda=True) / f"{spec.key}.cubin").is_file()
-    assert aot.cache_folder("sm_90", cuda=True) != aot.cache_folder("sm_90")
+    assert (aot.cubin_folder("sm_90", cuda=True) / f"{spec.key}.cubin").is_file()
+    assert aot.cubin_folder("sm_90", cuda=True) != aot.cubin_folder("sm_90")
     monkeypatch.setattr(nvrtc, "compile_source", lambda *_: pytest.fail("compiled again"))
     assert aot.compile_kernel(spec, "sm_90") == first
     assert {
@@ -307,9 +307,9 @@ def test_cache_serves_what_was_compiled_and_mends_what_was_damaged(tmp_path: Pat
     assert aot.compile_all([spec, spec], "sm_90") == {spec.key: first}
     monkeypatch.undo()
     monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path))
-    (aot.cache_folder("sm_90") / f"{spec.key}.json").write_text("{")
+    (aot.cubin_folder("sm_90") / f"{spec.key}.json").write_text("{")
     assert aot.compile_kernel(spec, "sm_90") == first
-    assert Cubin.load(aot.cache_folder("sm_90"), spec.key) == first
+    assert Cubin.load(aot.cubin_folder("sm_90"), spec.key) == first
     with pytest.raises(KernelError, match="cannot be read from"):
         Cubin.load(tmp_path, spec.key)
 

@@ -28,9 +28,10 @@ def ls(as_json: AsJson = False) -> None:
     from datetime import UTC, datetime
 
     from trtllm_engines.engine import cache
+    from trtllm_kernels.files import cache_folder
 
     listing: dict[str, Any] = {
-        "folder": str(cache.cache_folder()),
+        "folder": str(cache_folder()),
         "bytes": cache.total_bytes(),
         "limit_bytes": cache.limit_bytes(),
         "engines": [

@@ -19,7 +19,7 @@ def command(
       trtllm-bench fetch smollm2-135m --out smollm2
     """
     from trtllm_engines.checkpoints.fetch import fetch
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     folder = fetch(name, out or cache_folder() / "models" / name)
     typer.echo(f"{folder}")

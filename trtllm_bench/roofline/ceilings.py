@@ -64,7 +64,7 @@ def key_of(environment: Environment) -> str:
 
 
 def cache_file(environment: Environment) -> Path:
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     return cache_folder() / "ceilings" / f"{key_of(environment)}.json"
 

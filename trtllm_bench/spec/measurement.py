@@ -98,7 +98,7 @@ def _dataset(value: Any) -> str:
     import hashlib
     import sys
 
-    from trtllm_engines.engine.cache import cache_folder
+    from trtllm_kernels.files import cache_folder
 
     content = sys.stdin.buffer.read()
     path = cache_folder() / "datasets" / f"stdin-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"

@@ -30,15 +30,13 @@ from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
 from trtllm_engines.engine import shared_weights
 from trtllm_engines.engine.build import Progress, build
-from trtllm_engines.engine.cache_folder import cache_folder
 from trtllm_engines.engine.fits import check_fits
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_kernels import tactics
-
-__all__ = ["CachedEngine", "cache_folder", "cached_engine", "clean", "engines", "limit_bytes"]
+from trtllm_kernels.files import cache_folder
 
 ENGINES, LOCKS = "engines", "locks"
 LIMIT_GIB = 100.0

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trtllm_engines.documents import read_object_if_there, regular_file
-from trtllm_engines.engine.cache_folder import cache_folder
 from trtllm_engines.errors import EngineError
-from trtllm_kernels.files import write_whole
+from trtllm_kernels.files import cache_folder, write_whole
 
 Progress = Callable[[str, int, int], None]
 """(stage, MiB done, of how many); the stage is `verify`."""

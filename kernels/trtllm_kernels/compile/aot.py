@@ -25,6 +25,7 @@ from trtllm_kernels.compile import nvrtc
 from trtllm_kernels.compile.cubin import Cubin, CubinInfo
 from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.errors import KernelError
+from trtllm_kernels.files import cache_folder
 from trtllm_kernels.lowering.call import capability
 
 SOURCES = Path(__file__).resolve().parents[1] / "triton_kernels"
@@ -40,13 +41,11 @@ def source_hashes() -> Mapping[str, str]:
     return {**_triton_hashes(), **nvrtc.source_hashes()}
 
 
-def cache_folder(arch: str, *, cuda: bool = False) -> Path:
-    """Where compiled kernels are kept (`TRTLLM_BENCH_CACHE`, else the user's cache folder), one folder per compiler."""
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = os.environ.get("TRTLLM_BENCH_CACHE") or os.path.join(users, "trtllm-bench")
+def cubin_folder(arch: str, *, cuda: bool = False) -> Path:
+    """Where in the user's cache compiled kernels are kept, one folder per compiler."""
     hashes = nvrtc.source_hashes() if cuda else _triton_hashes()
     sources = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
-    return Path(root) / "cubins" / f"{_compiler(cuda)}-{sources}" / arch
+    return cache_folder() / "cubins" / f"{_compiler(cuda)}-{sources}" / arch
 
 
 def _compiler(cuda: bool) -> str:
@@ -59,7 +58,7 @@ def _compiler(cuda: bool) -> str:
 
 def cached(spec: KernelSpec, arch: str) -> Cubin | None:
     """A kernel from the cache; None if it is missing or damaged."""
-    folder = cache_folder(arch, cuda=spec.is_cuda)
+    folder = cubin_folder(arch, cuda=spec.is_cuda)
     if not (folder / f"{spec.key}.json").is_file():
         return None
     with contextlib.suppress(KernelError):
@@ -74,7 +73,7 @@ def compile_kernel(spec: KernelSpec, arch: str, *, cache: bool = True) -> Cubin:
     cubin = _compile_cuda(spec, arch) if spec.is_cuda else _compile(spec, arch)
     if cache:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            cubin.save(cache_folder(arch, cuda=spec.is_cuda), spec.key)
+            cubin.save(cubin_folder(arch, cuda=spec.is_cuda), spec.key)
     return cubin
 
 

@@ -48,7 +48,7 @@ def compile_beside(specs: Sequence[KernelSpec], arch: str, workers: int, progres
                 pickle.dump((arch, specs[number::workers]), pipe)
         while any(worker.poll() is None for worker in running):
             time.sleep(_POLL_S)
-            progress(sum((aot.cache_folder(arch, cuda=spec.is_cuda) / f"{spec.key}.json").exists() for spec in specs))
+            progress(sum((aot.cubin_folder(arch, cuda=spec.is_cuda) / f"{spec.key}.json").exists() for spec in specs))
     except OSError:  # a worker that ended before it had read its kernels, or no more processes
         pass
     finally:
