@@ -1,32 +1,26 @@
-"""One rank: a device, its part of the weights, and its KV cache. What an engine has once for each GPU it runs on.
+"""The memory of one rank: a device, its part of the weights, and its KV cache. What an engine has once for each GPU it runs on.
 
 A rank runs a plan of its own over memory of its own; the scheduler, requests and tokens belong to the engine. Between the two there is only
-`StepRunner`: step batches in, sampled tokens out. An engine of one rank has it
-in its own process; of several, each is a process (`rank_processes`) or, on a CPU, a thread (`thread_ranks`).
+`StepRunner`: step batches in, sampled tokens out. An engine of one rank has it in its own process; of several, each is a process
+(`rank_processes`) or, on a CPU, a thread (`thread_ranks`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from trtllm_engines.checkpoints.write import weight_bytes
 from trtllm_engines.compiler.plan import Plan
-from trtllm_engines.engine.fits import check_weights_room
-from trtllm_engines.memory import allocating
 from trtllm_engines.runtime.device_state import DeviceState, pages_within
 from trtllm_engines.runtime.memory import check_room, free_bytes, step_bytes
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import TensorSpec
 
 if TYPE_CHECKING:
-    from trtllm_engines.engine.folder import Engine
-    from trtllm_engines.runtime.cpu import CpuRunner
-    from trtllm_engines.runtime.cuda import CudaRunner
     from trtllm_engines.runtime.group import RankGroup, StageLink
 
 CPU_CACHE_BYTES = 4 << 30
@@ -85,46 +79,3 @@ class RankMemory:
         row = [int(dim) for dim in spec.shape[1:]]
         count = buffer.nbytes // (math.prod(row) * dtype.itemsize)
         return self.arena[buffer.offset :].view(dtype)[: count * math.prod(row)].view(count, *row)
-
-
-def start_rank(
-    engine: Engine,
-    cache: CacheSize,
-    *,
-    cuda_graphs: bool = True,
-    max_graph_batch: int,
-    captured: Callable[[int, int], None] | None = None,
-    group: RankGroup | None = None,
-    link: StageLink | None = None,
-    check_logits: bool = False,
-) -> CpuRunner | CudaRunner:
-    """Loads this rank's weights onto its device and makes it ready to run steps; its CUDA graphs are captured ahead.
-
-    `captured` is told (graphs captured, of how many). `check_logits` is `CudaRunner`'s. Raises `EngineError`.
-    """
-    rank = 0 if group is None else group.rank
-    device = torch.device("cpu" if engine.arch == "cpu" else "cuda")
-    check_weights_room(engine.plan, weight_bytes(engine.plan.weights) + weight_bytes(engine.plan.constants), free_bytes(device))
-    if engine.arch == "cpu":
-        from trtllm_engines.runtime.cpu import CpuRunner
-
-        with allocating(f"loading {engine.path}"):
-            tensors = engine.tensors("cpu", rank)
-            return CpuRunner(engine.plan, tensors, cache.num_pages, kv_cache_fraction=cache.fraction, group=group, link=link)
-    from trtllm_engines.runtime.cuda import CudaRunner
-
-    runner = CudaRunner(
-        engine.plan,
-        engine.arch,
-        engine.tensors("cuda", rank),
-        engine.cubin,
-        kv_cache_fraction=cache.fraction,
-        num_pages=cache.num_pages,
-        cuda_graphs=cuda_graphs,
-        max_graph_batch=max_graph_batch,
-        group=group,
-        link=link,
-        check_logits=check_logits,
-    )
-    runner.capture(captured)
-    return runner

@@ -25,8 +25,9 @@ from trtllm_engines.runtime.batch import StepHandle
 from trtllm_engines.runtime.group import group_for, link_for
 from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.nccl_watch import NcclWatch
-from trtllm_engines.runtime.rank import CacheSize, start_rank
+from trtllm_engines.runtime.rank import CacheSize
 from trtllm_engines.runtime.rank_trace import RankTrace
+from trtllm_engines.runtime.ranks import start_rank
 from trtllm_engines.runtime.step_ring import StepRing
 
 

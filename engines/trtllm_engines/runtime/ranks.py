@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from trtllm_engines.checkpoints.write import weight_bytes
 from trtllm_engines.compiler.fingerprint import CPU
+from trtllm_engines.engine.fits import check_weights_room
 from trtllm_engines.engine.folder import Engine
 from trtllm_engines.errors import EngineError
+from trtllm_engines.memory import allocating
 from trtllm_engines.runtime.batch import StepRunner
 from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.hosts import Hosts
+from trtllm_engines.runtime.memory import free_bytes
 from trtllm_engines.runtime.observer import StepObserver
-from trtllm_engines.runtime.rank import CacheSize, start_rank
+from trtllm_engines.runtime.rank import CacheSize
+
+if TYPE_CHECKING:
+    from trtllm_engines.runtime.cpu import CpuRunner
+    from trtllm_engines.runtime.cuda import CudaRunner
+    from trtllm_engines.runtime.group import RankGroup, StageLink
 
 
 class Ranks(StepRunner, Protocol):
@@ -81,3 +90,46 @@ def start_ranks(
     )
     progress("ranks", count, count)
     return ranks
+
+
+def start_rank(
+    engine: Engine,
+    cache: CacheSize,
+    *,
+    cuda_graphs: bool = True,
+    max_graph_batch: int,
+    captured: Callable[[int, int], None] | None = None,
+    group: RankGroup | None = None,
+    link: StageLink | None = None,
+    check_logits: bool = False,
+) -> CpuRunner | CudaRunner:
+    """Loads this rank's weights onto its device and makes it ready to run steps; its CUDA graphs are captured ahead.
+
+    `captured` is told (graphs captured, of how many). `check_logits` is `CudaRunner`'s. Raises `EngineError`.
+    """
+    rank = 0 if group is None else group.rank
+    device = torch.device("cpu" if engine.arch == "cpu" else "cuda")
+    check_weights_room(engine.plan, weight_bytes(engine.plan.weights) + weight_bytes(engine.plan.constants), free_bytes(device))
+    if engine.arch == "cpu":
+        from trtllm_engines.runtime.cpu import CpuRunner
+
+        with allocating(f"loading {engine.path}"):
+            tensors = engine.tensors("cpu", rank)
+            return CpuRunner(engine.plan, tensors, cache.num_pages, kv_cache_fraction=cache.fraction, group=group, link=link)
+    from trtllm_engines.runtime.cuda import CudaRunner
+
+    runner = CudaRunner(
+        engine.plan,
+        engine.arch,
+        engine.tensors("cuda", rank),
+        engine.cubin,
+        kv_cache_fraction=cache.fraction,
+        num_pages=cache.num_pages,
+        cuda_graphs=cuda_graphs,
+        max_graph_batch=max_graph_batch,
+        group=group,
+        link=link,
+        check_logits=check_logits,
+    )
+    runner.capture(captured)
+    return runner
