@@ -162,6 +162,13 @@ def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list
     assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
 
 
+def test_names_are_drawn_as_they_are(tmp_path: Path, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    """Dollar signs begin a formula in matplotlib, and half a formula is an error."""
+    rows = make_rows(make_grid(models=("a$b_{$", "price$1$"), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
+    render("throughput", rows, tmp_path, formats=("svg",))
+    assert "a$b_{$" in (tmp_path / "throughput.svg").read_text()
+
+
 def test_a_prediction_is_drawn_with_its_interval() -> None:
     """Nobody ran it, so it is no run of unknown spread."""
     cells = [Cell("llama-3.1-8b", "fp8", batch, 128, 128, target="predicted") for batch in (8, 64)]

@@ -61,6 +61,7 @@ RC: Mapping[str, object] = {
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "text.color": INK,
+    "text.parse_math": False,  # a model's name may hold dollar signs
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "legend.frameon": False,
