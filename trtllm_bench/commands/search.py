@@ -24,7 +24,11 @@ def command(
     tolerance: Annotated[float, typer.Option("--tolerance", help="Relative width of the interval to stop at.")] = 0.1,
     repeats: Annotated[int, typer.Option("--repeats", help="Most runs of one load, when one does not decide.")] = 1,
     max_seconds: Annotated[
-        float | None, typer.Option("--max-seconds", help="Seconds of load to spend (default: 120 for a tolerance of 10%, 480 for 5%).")
+        float | None,
+        typer.Option(
+            "--max-seconds",
+            help="Seconds of arrivals to spend, a bracket found in any case (default: 120 for a tolerance of 10%, 480 for 5%).",
+        ),
     ] = None,
     start: Annotated[
         float | None, typer.Option("--start", help="Load to begin with (default: what makes a run --duration long; 1 at a time).")
