@@ -1,4 +1,4 @@
-"""Names of precisions: NVIDIA's for ours, so that another tool's result stands beside ours of the same precision.
+"""Names of precisions: NVIDIA's and torch's for ours, so that another tool's result stands beside ours of the same precision.
 
 The results side cannot ask the engine, so these are data here; a test holds them to the engine's schemes. NVFP4 and MXFP4 are left out:
 where a GPU multiplies fp4 they are more than our weight-only precisions of those formats.
@@ -23,8 +23,10 @@ _OF_NVIDIA: Mapping[str, str] = {
     "mixed_precision": "mixed",
 }
 """TensorRT-LLM's and ModelOpt's `QuantAlgo`, in lower case."""
+_OF_TORCH: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
 def our_precision(name: str) -> str:
-    """Our name of a precision that is given by one of NVIDIA's, in capitals or not; any other name as it is."""
-    return _OF_NVIDIA.get(name.lower(), name)
+    """Our name of a precision that is given by one of NVIDIA's or torch's, in capitals or not; any other name as it is."""
+    short = name.lower().removeprefix("torch.")
+    return _OF_NVIDIA.get(short) or _OF_TORCH.get(short, name)

@@ -70,6 +70,9 @@ def test_nvidias_names_of_precisions_become_ours(tmp_path: Path) -> None:
     assert (row.cell.precision, row.cell.kv_dtype) == ("int4", "fp8")
     (told,) = importers.read(DATA / "vllm-serve.json", overrides={"precision": "FP8_BLOCK_SCALES", "kv_dtype": "FP8"})
     assert (told.cell.precision, told.cell.kv_dtype) == ("fp8_block", "fp8")
+    content["engine"] |= {"quantization": None, "dtype": "torch.bfloat16"}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert importers.read(tmp_path / "report.json")[0].cell.precision == "bf16"
 
 
 def test_nvidias_log_says_what_its_report_says() -> None:

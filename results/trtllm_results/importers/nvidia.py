@@ -24,6 +24,7 @@ from trtllm_results.importers._common import (
     settings_of,
     whole,
 )
+from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
@@ -269,4 +270,4 @@ def _precision(engine: Engine) -> str:
     quantization = engine.quantization.lower()
     if quantization not in SAME_AS_NONE:
         return quantization
-    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(engine.dtype, engine.dtype)
+    return our_precision(engine.dtype)
