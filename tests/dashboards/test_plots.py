@@ -162,6 +162,24 @@ def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list
     assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
 
 
+def test_quality_has_a_front_for_each_device() -> None:
+    """The same engines on two devices, from a store each, are the same series in two panels."""
+    sets = {}
+    for source, gpu in (("one", "NVIDIA H100 80GB HBM3"), ("two", "NVIDIA H200")):
+        figures = ({"perplexity": 9.0}, {"perplexity": 9.1, "perplexity_change": 0.01})
+        sets[source] = [
+            Row(
+                Cell("m", precision, 8, 128, 128, engine_fingerprint=precision),
+                Environment(gpu=gpu),
+                figures={"output_tokens_per_s": 100.0, "output_tokens_per_s_per_gpu": 100.0, **told},
+            )
+            for precision, told in zip(("bf16", "fp8"), figures, strict=True)
+        ]
+    drawn = figure("quality", Material(sets))
+    assert [ax.get_title(loc="left") for ax in drawn.axes] == ["H100 80GB HBM3", "H200"]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["bf16", "fp8"]
+
+
 def test_names_are_drawn_as_they_are(tmp_path: Path, make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
     """Dollar signs begin a formula in matplotlib, and half a formula is an error."""
     rows = make_rows(make_grid(models=("a$b_{$", "price$1$"), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.plots.layout import telling
 from trtllm_dashboards.plots.pareto import front
 from trtllm_dashboards.points import Estimate, Point, axis_label, grouped, having, points, varying
 
@@ -44,7 +45,7 @@ def draw(material: Material) -> Figure:
     shown = [p for members in groups.values() for p in members]
     sheet.subtitle = style.subtitle(shown)
     sheet.mark_doubts(shown)
-    series_by = varying(shown, panel_by)
+    series_by = telling(shown, varying(shown, panel_by), panel_by)
     legend = style.looks(grouped(shown, series_by))
     drawing, axes = sheet.panels(list(groups))
     for ax, members in zip(axes, groups.values(), strict=True):
