@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trtllm_engines.calibration import packed, perplexity
 from trtllm_engines.calibration.folds import Fold, fold_of
-from trtllm_engines.calibration.gptq import ActOrder, gptq
+from trtllm_engines.calibration.gptq import ActOrder, best_damping, gptq
 from trtllm_engines.calibration.grid import Grid
 from trtllm_engines.calibration.integers import Integers, Recipe, _Job, named, quantize_integers
 from trtllm_engines.calibration.layerwise import Layerwise
@@ -124,6 +124,35 @@ def test_columns_that_nothing_feeds_are_no_obstacle(weight: Tensor, inputs: Tens
     assert torch.isfinite(ours.values()).all()
     with pytest.raises(EngineError, match="inputs of a product are not finite"):
         gptq(weight, gram * float("nan"), Grid(4, 16))
+
+
+def test_damping_grows_where_a_text_is_short() -> None:
+    """With 64 tokens for 128 columns, making up for errors on them with the paper's damping does more harm on other texts than good."""
+
+    def moments(tokens: int, seed: int) -> Tensor:
+        mix = torch.randn(128, 128, generator=torch.Generator().manual_seed(9))
+        x = torch.randn(tokens, 128, generator=torch.Generator().manual_seed(seed)) * torch.logspace(0, -0.5, 128) @ mix
+        return x.T @ x / tokens
+
+    grid, weight, known = Grid(4, 32), torch.randn(64, 128, generator=torch.Generator().manual_seed(1)), moments(8192, 7)
+    error = {"nearest": output_error(weight, grid.rounded(weight), known)}
+    for tokens in (64, 2048):
+        half, other = moments(tokens // 2, 3), moments(tokens // 2, 4)
+        gram = (half + other) / 2
+        chosen = best_damping(weight, gram, half, 0.5, grid)
+        assert chosen >= 1 if tokens == 64 else chosen <= 0.1
+        for name, damping in (("fixed", 0.01), ("chosen", chosen)):
+            error[f"{name} {tokens}"] = output_error(weight, gptq(weight, gram, grid, damping=damping).values(), known)
+    assert error["chosen 64"] < error["nearest"] < error["fixed 64"]
+    assert error["chosen 2048"] < 0.7 * error["nearest"]
+
+
+def test_damping_is_found_by_trial_unless_it_is_given(model: Path, tmp_path: Path) -> None:
+    found, _, _ = written(model, tmp_path / "found", precision="int4", method="gptq", group_size=16)
+    given, _, _ = written(model, tmp_path / "given", precision="int4", method="gptq", group_size=16, damping=0.01)
+    assert "q_proj" in {name.rpartition(".")[2] for name in found.dampings} < {name.rpartition(".")[2] for name in found.errors}
+    assert set(found.dampings.values()) <= {0.01, 0.1, 1.0, 10.0}
+    assert given.dampings == {}
 
 
 # --- AWQ, SmoothQuant ---

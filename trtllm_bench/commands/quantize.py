@@ -39,7 +39,7 @@ def command(
         typer.Option("--act-order", help="GPTQ: none, static (groups stay in place, the default) or group (columns get an index)."),
     ] = None,
     damping: Annotated[
-        float | None, typer.Option("--damping", help="GPTQ: added to the diagonal, as a share of its mean (default 0.01).")
+        float | None, typer.Option("--damping", help="GPTQ: added to the diagonal, as a share of its mean (default: found by trial).")
     ] = None,
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Text to calibrate on: .txt, or .jsonl with text, prompt or input_ids (default: ours).")
@@ -177,16 +177,17 @@ def _error_table(made: Integers) -> Table:
     for module in made.errors:
         kinds.setdefault(module.rpartition(".")[2], []).append(module)
     table.add_column("product")
-    for column in ("layers", "weights", *(["outputs"] if made.windows else []), *(["alpha"] if made.alphas else [])):
+    chosen = {name: values for name, values in (("alpha", made.alphas), ("damping", made.dampings)) if values}
+    for column in ("layers", "weights", *(["outputs"] if made.windows else []), *chosen):
         table.add_column(column, justify="right")
     for kind, modules in kinds.items():
         errors = [made.errors[module] for module in modules]
         cells = [f"{median(one.weight for one in errors):.4f}"]
         if made.windows:
             cells.append(f"{median(one.output or 0.0 for one in errors):.4f}")
-        alphas = [made.alphas[module] for module in modules if module in made.alphas]
-        if made.alphas:
-            cells.append(f"{median(alphas):.2f}" if alphas else "")
+        for values in chosen.values():
+            of_kind = [values[module] for module in modules if module in values]
+            cells.append(f"{median(of_kind):.2f}" if of_kind else "")
         table.add_row(kind, str(len(modules)), *cells)
     return table
 

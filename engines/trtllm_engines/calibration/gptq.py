@@ -7,6 +7,10 @@ inverse of G, whose Cholesky factor has all of it that is needed, whatever the r
 Act-order takes columns in falling order of G's diagonal, so that those that matter most are rounded while most others are left to make up
 for it. `static` keeps every column in the group it is stored in, with scales fitted beforehand, so nothing is permuted at run time.
 `group` makes groups of neighbours in that order: columns need an index (`weight_g_idx`), and readers a permutation of the input.
+
+Damping is what keeps columns from making up for errors along directions that a short text does not know: with 2,048 tokens of it, 0.01 of
+the mean costs a small model twice the perplexity that rounding to nearest does. So it is tried on a text that was not calibrated on
+(`best_damping`): the error that is made up for on one half is measured on the other.
 """
 
 from __future__ import annotations
@@ -22,6 +26,12 @@ from trtllm_engines.errors import EngineError
 ActOrder = Literal["none", "static", "group"]
 ACT_ORDERS: tuple[str, ...] = get_args(ActOrder)
 DAMPING = 0.01
+DAMPINGS = (DAMPING, 0.1, 1.0, 10.0)
+"""What `best_damping` tries; with the last, most columns are rounded to nearest."""
+_NEARLY = 1.1
+"""An error that is no more than this times the least is as good."""
+_ROWS = 128
+"""Most rows of a weight that dampings are tried on, evenly spaced."""
 _BLOCK = 128
 """Columns after which the rest of the matrix is brought up to date, in one product."""
 
@@ -66,6 +76,20 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid, *, act_order: ActOrder = "sta
     back = order.argsort()
     group_of = back // size if act_order == "group" and grid.group else None
     return Rounded(codes[:, back].to(torch.int8), beforehand, group_of)
+
+
+def best_damping(weight: Tensor, gram: Tensor, half: Tensor, share: float, grid: Grid, act_order: ActOrder = "static") -> float:
+    """The largest damping of `DAMPINGS` with which `weight` [N, K], rounded for the inputs of one half of the text, has nearly the least
+    error on those of the other: less is trusted where it hardly helps, since other texts differ more. `gram` is of the whole text, `half`
+    of the half that has `share` of its tokens."""
+    rows = weight[:: -(-weight.shape[0] // _ROWS)]
+
+    def loss(damping: float) -> float:
+        error = gptq(rows, half, grid, act_order=act_order, damping=damping).values() - rows
+        return float(((error @ gram - share * (error @ half)) * error).sum(dtype=torch.float64))
+
+    losses = {damping: loss(damping) for damping in DAMPINGS}
+    return max(damping for damping, lost in losses.items() if lost <= _NEARLY * min(losses.values()))
 
 
 def _factor(gram: Tensor, unused: Tensor, damping: float) -> Tensor:

@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from trtllm_engines.calibration import text
 from trtllm_engines.calibration.folds import Fold, fold_of
-from trtllm_engines.calibration.gptq import ACT_ORDERS, DAMPING, ActOrder, gptq
+from trtllm_engines.calibration.gptq import ACT_ORDERS, DAMPING, ActOrder, best_damping, gptq
 from trtllm_engines.calibration.grid import Grid, Rounded
 from trtllm_engines.calibration.layerwise import Layerwise, Part
 from trtllm_engines.calibration.new_folder import new_folder
@@ -60,14 +60,14 @@ def named(precision: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked for. `group_size` None: the format's own; 0: one scale per row."""
+    """What is asked for. `group_size` None: the format's own; 0: one scale per row. `damping` None: what suits the text."""
 
     precision: str
     method: str | None = None
     group_size: int | None = None
     symmetric: bool = True
     act_order: ActOrder = "static"
-    damping: float = DAMPING
+    damping: float | None = None
 
     @property
     def chosen_method(self) -> str:
@@ -89,7 +89,7 @@ class Recipe:
             raise EngineError(f"{self.precision} has symmetric weights, since its inputs are codes as well; leave the zero points out")
         if inputs == "int8" and group:
             raise EngineError(f"{self.precision} has one scale per row, since sums over a row are integers; leave the group size out")
-        if not math.isfinite(self.damping) or self.damping < 0:
+        if self.damping is not None and not (math.isfinite(self.damping) and self.damping >= 0):
             raise EngineError(f"damping is {self.damping:g}; it must be a share of the diagonal's mean, such as {DAMPING:g}")
         order = self.act_order if method == "gptq" and group else "none"
         return Layout(Grid(bits_of(scheme.weights.dtype), group, self.symmetric), inputs, order)
@@ -105,7 +105,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Integers:
-    """What was written. `errors` by module; `alphas` by the module whose input got factors first."""
+    """What was written. `errors` by module; `alphas` by the module whose input got factors first, and `dampings` that were chosen
+    likewise."""
 
     method: str
     layout: Layout
@@ -114,6 +115,7 @@ class Integers:
     nbytes: int
     errors: Mapping[str, Errors]
     alphas: Mapping[str, float]
+    dampings: Mapping[str, float]
 
 
 def quantize_integers(
@@ -150,7 +152,7 @@ def quantize_integers(
             if progress is not None:
                 progress("layers", done, len(layerwise.parts))
         writer.finish(source.path, layout)
-    return Integers(method, layout, len(windows), sum(map(len, windows)), writer.nbytes, job.errors, job.alphas)
+    return Integers(method, layout, len(windows), sum(map(len, windows)), writer.nbytes, job.errors, job.alphas, job.dampings)
 
 
 @dataclass
@@ -161,6 +163,7 @@ class _Job:
     recipe: Recipe
     errors: dict[str, Errors] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
+    dampings: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises `EngineError` for a product that the grid does not fit."""
@@ -183,7 +186,7 @@ class _Job:
         for value, products in by_input.items():
             names = [_weight(product) for product in products]
             inputs = statistics.pop(value, None)
-            for name, rounded in zip(names, self._round([tensors[name] for name in names], inputs), strict=True):
+            for name, rounded in zip(names, self._round(names, tensors, inputs), strict=True):
                 module, values = name.removesuffix(".weight"), rounded.values()
                 self.errors[module] = _errors(tensors[name], values, inputs)
                 stored |= self.layout.tensors(module, rounded)
@@ -204,7 +207,9 @@ class _Job:
         return by_input
 
     def _measure(self, part: Part, tensors: Mapping[str, Tensor], values: Sequence[Node]) -> dict[Node, Statistics]:
-        sums = {value: _Sums(self.layerwise.tokens_per_window(_SAMPLE)) for value in values}
+        halves = self.method == "gptq" and self.recipe.damping is None
+        per_window, windows = self.layerwise.tokens_per_window(_SAMPLE), self.layerwise.windows
+        sums = {value: _Sums(per_window, windows, halves) for value in values}
         self.layerwise.run(part, tensors, values, lambda value, tensor: sums[value].add(tensor))
         return {value: one.statistics(str(value.meta["label"])) for value, one in sums.items()}
 
@@ -226,12 +231,17 @@ class _Job:
             for reader in readers:
                 tensors[_weight(reader)] = tensors[_weight(reader)] * factors
 
-    def _round(self, weights: Sequence[Tensor], inputs: Statistics | None) -> list[Rounded]:
-        grid = self.layout.grid
+    def _round(self, names: Sequence[str], tensors: Mapping[str, Tensor], inputs: Statistics | None) -> list[Rounded]:
+        """The weights of these names, which read one input."""
+        grid, weights = self.layout.grid, [tensors[name] for name in names]
         if self.method == "gptq":
             assert inputs is not None
-            act_order = self.layout.act_order
-            whole = gptq(torch.cat(list(weights)), inputs.gram, grid, act_order=act_order, damping=self.recipe.damping)
+            act_order, damping, stacked = self.layout.act_order, self.recipe.damping, torch.cat(weights)
+            if damping is None:
+                assert inputs.half is not None
+                damping = best_damping(stacked, inputs.gram, inputs.half, inputs.share, grid, act_order)
+                self.dampings[names[0].removesuffix(".weight")] = damping
+            whole = gptq(stacked, inputs.gram, grid, act_order=act_order, damping=damping)
             return whole.split([len(weight) for weight in weights])
         if self.method == "awq":
             assert inputs is not None
@@ -240,22 +250,29 @@ class _Job:
 
 
 class _Sums:
-    """Of an input [T, K], over the windows that it is added from."""
+    """Of an input [T, K], over the `windows` that it is added from; `halves`: also over every other window alone, or, of one window, over
+    its first half."""
 
-    def __init__(self, per_window: int) -> None:
-        self._per_window = per_window
-        self._tokens = 0
-        self._gram = self._magnitudes = self._largest = torch.empty(0)
+    def __init__(self, per_window: int, windows: int, halves: bool) -> None:
+        self._per_window, self._windows, self._halves = per_window, windows, halves
+        self._seen = self._tokens = self._tokens_of_half = 0
+        self._gram = self._half = self._magnitudes = self._largest = torch.empty(0)
         self._sample: list[Tensor] = []
 
     def add(self, values: Tensor) -> None:
         values = values.float()
-        if not self._tokens:
+        if not self._seen:
             columns = values.shape[1]
             self._gram = values.new_zeros(columns, columns)
+            self._half = values.new_zeros(columns, columns) if self._halves else self._half
             self._magnitudes, self._largest = values.new_zeros(columns), values.new_zeros(columns)
         self._tokens += len(values)
         self._gram.addmm_(values.T, values)
+        if self._halves and self._seen % 2 == 0:
+            half = values if self._windows > 1 else values[: len(values) // 2]
+            self._tokens_of_half += len(half)
+            self._half.addmm_(half.T, half)
+        self._seen += 1
         self._magnitudes += values.abs().sum(0)
         self._largest = torch.maximum(self._largest, values.abs().amax(0))
         self._sample.append(values[:: -(-len(values) // self._per_window)].clone())
@@ -264,7 +281,11 @@ class _Sums:
         if not bool(torch.isfinite(self._largest).all()):
             raise EngineError(f"{label} is not finite on the calibration text; the model's weights are damaged, or need a wider type")
         self._gram /= self._tokens
-        return Statistics(self._gram, self._magnitudes / self._tokens, self._largest, torch.cat(self._sample))
+        of_all = self._magnitudes / self._tokens, self._largest, torch.cat(self._sample)
+        if not self._halves:
+            return Statistics(self._gram, *of_all)
+        self._half /= self._tokens_of_half
+        return Statistics(self._gram, *of_all, self._half, self._tokens_of_half / self._tokens)
 
 
 def _weight(product: Node) -> str:

@@ -89,6 +89,11 @@ class Layerwise:
             results.append(known[part.ops[-1]].to("cpu", torch.bfloat16))
         return results
 
+    @property
+    def windows(self) -> int:
+        """How many there are."""
+        return len(self._windows)
+
     def tokens_per_window(self, most: int) -> int:
         """How many tokens of each window make `most` of all, at least one."""
         return max(1, most // len(self._windows))

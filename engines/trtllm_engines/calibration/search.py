@@ -33,12 +33,14 @@ _INT8 = 127.0
 @dataclass(frozen=True)
 class Statistics:
     """Of an input [T, K] over the text. `gram` is the mean of x x^T, fp32 [K, K]; `mean` and `largest` of magnitudes, fp32 [K]; `sample`
-    some tokens, fp32 [S, K]."""
+    some tokens, fp32 [S, K]. `half`: where it is asked for, the mean of x x^T over half of the tokens, `share` of them."""
 
     gram: Tensor
     mean: Tensor
     largest: Tensor
     sample: Tensor
+    half: Tensor | None = None
+    share: float = 0.0
 
     def divided(self, factors: Tensor) -> Statistics:
         """Of the input divided by `factors` [K]."""
