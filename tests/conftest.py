@@ -1,9 +1,10 @@
-"""Signals as a terminal has them, garbage collected less often, and ranks that are threads.
+"""Signals as a terminal has them, garbage collected less often, no waiting for the disk, and ranks that are threads.
 
 nohup and a shell's background jobs ignore some signals, and tests' processes would inherit that.
 """
 
 import gc
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,10 @@ import pytest
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+os.fsync = lambda _: None
+"""No test cuts the power. A store syncs its files and its folder with each row, 5 ms each time: up to a quarter of what its tests take."""
 
 
 def pytest_collection_finish() -> None:
