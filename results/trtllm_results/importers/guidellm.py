@@ -83,7 +83,7 @@ class Strategy(Foreign):
     """Of a trace that is replayed."""
 
 
-class _Args(Foreign):
+class Args(Foreign):
     """`args` up to 0.3, `config` from 0.4 on."""
 
     strategy: Strategy = Strategy()
@@ -93,8 +93,8 @@ class _Args(Foreign):
 
 class Benchmark(Foreign):
     metrics: Metrics
-    args: _Args | None = None
-    config: _Args | None = None
+    args: Args | None = None
+    config: Args | None = None
     worker: dict[str, Any] = Field(default_factory=dict)
     request_loader: dict[str, Any] = Field(default_factory=dict)
     request_totals: Totals | None = None
@@ -124,11 +124,23 @@ def rows(content: Any) -> list[Row]:
 
 def _row(one: Any, version: str) -> Row:
     benchmark = parse(Benchmark, one)
-    metrics, config = benchmark.metrics, benchmark.config or benchmark.args or _Args()
-    totals = metrics.request_totals or benchmark.request_totals
+    config = benchmark.config or benchmark.args or Args()
+    totals = benchmark.metrics.request_totals or benchmark.request_totals
     if totals is None or totals.successful is None:
         raise FieldError("lacks 'request_totals'")
-    seconds = benchmark.duration
+    url = config.backend.get("target") or benchmark.worker.get("backend_target")
+    extra = {
+        "tool_version": version,
+        "url": without_user(url),
+        "time_per_output_token_mean_ms": benchmark.metrics.time_per_output_token_ms.successful.mean,
+        "start_time": one.get("start_time_text"),
+    }
+    started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
+    figures = _figures(benchmark.metrics, totals, benchmark.duration)
+    return make(_cell(benchmark, config, totals), figures, "guidellm", one, started_at=started, extra=extra)
+
+
+def _figures(metrics: Metrics, totals: Totals, seconds: float | None) -> dict[str, float | None]:
     tokens_in, tokens_out = metrics.prompt_token_count.successful, metrics.output_token_count.successful
     total_in, total_out = tokens_in.total_sum, tokens_out.total_sum
     goodput = metrics.request_goodput.successful.mean if metrics.request_goodput else None
@@ -152,17 +164,20 @@ def _row(one: Any, version: str) -> Row:
         figures |= {f"{ours}_p{percent}_ms": scaled(spread.percentiles.get(f"p{percent}"), factor) for percent in PERCENTILES}
         if figures[f"{ours}_p50_ms"] is None:
             figures[f"{ours}_p50_ms"] = scaled(spread.median, factor)
-    strategy = config.strategy
+    return figures
+
+
+def _cell(benchmark: Benchmark, config: Args, totals: Totals) -> Cell:
+    strategy, metrics = config.strategy, benchmark.metrics
     model = config.backend.get("model") or benchmark.worker.get("backend_model")
-    url = config.backend.get("target") or benchmark.worker.get("backend_target")
     limit = None if strategy.type_ in ("concurrent", "synchronous") else strategy.max_concurrency
-    cell = Cell(
+    return Cell(
         model=str(model or ""),
         precision="",
         batch=strategy.streams or (1 if strategy.type_ == "synchronous" else 0),
-        isl=whole(tokens_in.mean),
-        osl=whole(tokens_out.mean),
-        num_requests=totals.total or totals.successful,
+        isl=whole(metrics.prompt_token_count.successful.mean),
+        osl=whole(metrics.output_token_count.successful.mean),
+        num_requests=totals.total or totals.successful or 0,
         request_rate=strategy.rate or 0.0,
         target="openai",
         settings=settings_of(
@@ -175,14 +190,6 @@ def _row(one: Any, version: str) -> Row:
             **_of_requests(config.backend),
         ),
     )
-    extra = {
-        "tool_version": version,
-        "url": without_user(url),
-        "time_per_output_token_mean_ms": metrics.time_per_output_token_ms.successful.mean,
-        "start_time": one.get("start_time_text"),
-    }
-    started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
-    return make(cell, figures, "guidellm", one, started_at=started, extra=extra)
 
 
 def _of_requests(backend: dict[str, Any]) -> dict[str, Any]:

@@ -210,9 +210,18 @@ def own(record: dict[str, Any]) -> Row:
 
 def _foreign(content: dict[str, Any]) -> Row:
     report = parse(Report, content)
-    engine, world, info, speed = report.engine, report.world_info, report.request_info, report.performance
-    streaming = report.streaming_metrics or Streaming()
-    requests = int(required(info.num_requests, "request_info.num_requests"))
+    extra = {"concurrent_requests_mean": report.request_info.avg_num_concurrent_requests}
+    gpu = report.machine.name if report.machine else ""
+    return make(_cell(report), _figures(report), "nvidia", content, started_at="", extra=extra, environment=Environment(gpu=gpu))
+
+
+def _requests(report: Report) -> int:
+    return int(required(report.request_info.num_requests, "request_info.num_requests"))
+
+
+def _figures(report: Report) -> dict[str, float | None]:
+    info, speed, streaming = report.request_info, report.performance, report.streaming_metrics or Streaming()
+    requests = _requests(report)
     tokens_in, tokens_out = (scaled(length, requests) for length in (info.avg_input_length, info.avg_output_length))
     seconds = scaled(speed.total_latency_ms, 1e-3)
     energy = report.energy.total_energy_j if report.energy else None
@@ -239,7 +248,12 @@ def _foreign(content: dict[str, Any]) -> Row:
         for percent in PERCENT:
             figures[f"{name}_{percent}_ms"] = getattr(spread, percent, None)
         figures[f"{name}_max_ms"] = getattr(spread, "maximum", None)
-    cell = Cell(
+    return figures
+
+
+def _cell(report: Report) -> Cell:
+    engine, world, info = report.engine, report.world_info, report.request_info
+    return Cell(
         model=engine.model,
         precision=_precision(engine),
         kv_dtype="" if engine.kv_cache_dtype.lower() in SAME_AS_NONE else engine.kv_cache_dtype.lower(),
@@ -248,7 +262,7 @@ def _foreign(content: dict[str, Any]) -> Row:
         osl=whole(info.avg_output_length),
         tp=world.tp_size or 1,
         pp=world.pp_size or 1,
-        num_requests=requests,
+        num_requests=_requests(report),
         target="tensorrt-llm",
         target_version=engine.version,
         settings=settings_of(
@@ -261,9 +275,6 @@ def _foreign(content: dict[str, Any]) -> Row:
             speculative=report.decoding_stats.mode if report.decoding_stats else None,
         ),
     )
-    extra = {"concurrent_requests_mean": info.avg_num_concurrent_requests}
-    gpu = report.machine.name if report.machine else ""
-    return make(cell, figures, "nvidia", content, started_at="", extra=extra, environment=Environment(gpu=gpu))
 
 
 def _precision(engine: Engine) -> str:
