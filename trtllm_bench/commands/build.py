@@ -51,12 +51,10 @@ def command(
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.compiler.plan import ParallelLayout
     from trtllm_engines.engine.build import build, default_profile
-    from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.engine.recipes import load_recipe
     from trtllm_engines.models.presets import resolve_model
     from trtllm_engines.quantization.precision import canonical
     from trtllm_engines.quantization.registry import MIXED
-    from trtllm_engines.quantization.scheme import WIDE
 
     chosen: dict[str, Any] = {} if recipe is None else load_recipe(recipe).build_arguments()
     given = {"model": model, "kv_dtype": kv_dtype, "context_attention": context_attention, "weights": weights, "seed": seed}
@@ -89,21 +87,27 @@ def command(
     began = time.perf_counter()
     with build_progress() as report:
         build(**chosen, out=folder, mark_outputs=mark_output or (), progress=report)
-    plan = load_engine(folder).plan
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    _print_built(folder, time.perf_counter() - began, as_json)
+
+
+def _print_built(folder: Path, build_s: float, as_json: bool) -> None:
+    from trtllm_engines.engine.folder import load_engine
+    from trtllm_engines.engine.inspect import describe
+    from trtllm_engines.quantization.scheme import WIDE
+
     if as_json:
         import json
 
-        from trtllm_engines.engine.inspect import describe
-
-        typer.echo(json.dumps({**describe(folder), "build_s": round(time.perf_counter() - began, 3)}, indent=2, default=str))
+        typer.echo(json.dumps({**describe(folder), "build_s": round(build_s, 3)}, indent=2, default=str))
         return
+    plan = load_engine(folder).plan
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
     context = "" if plan.quant.context_attention == WIDE else f", context attention {plan.quant.context_attention}"
     types = f"{plan.precision}, KV cache {plan.kv_dtype}{context}" + (
         f", for {plan.parallel.ranks} GPUs" if plan.parallel.ranks > 1 else ""
     )
     typer.echo(f"{folder}: {plan.config.name} {types}, for {', '.join(plan.fingerprint.arches)}, {len(plan.ops)} ops, {size:,.1f} MiB")
-    typer.echo(f"built in {time.perf_counter() - began:.1f} s")
+    typer.echo(f"built in {build_s:.1f} s")
 
 
 def _note_if_too_large(chosen: Mapping[str, Any]) -> None:

@@ -103,11 +103,7 @@ def build(
             for stage in range(layout.pp)
         ]
     check_weights(source, *(compiled.plan for compiled in stages))
-    plans = []
-    for compiled in stages:
-        model_path = str(model if resolved.path is None else os.path.realpath(resolved.path))
-        made_by = {**compiled.plan.fingerprint.provenance, "model": model_path}
-        plans.append(replace(compiled.plan, fingerprint=replace(compiled.plan.fingerprint, provenance=made_by)))
+    plans = [_made_of(compiled.plan, str(model if resolved.path is None else os.path.realpath(resolved.path))) for compiled in stages]
     constants = {name: tensor for compiled in stages for name, tensor in compiled.constants.items()}
     specs = {name: spec for plan in plans for name, spec in plan.constants.items()}
     report("compile", 1, 1)
@@ -131,6 +127,12 @@ def refit(engine: Path | str, weights: str | Path, *, seed: int = 0, progress: P
         replaced = shutil.ignore_patterns(*map(stage_plan, range(layout.pp)), *map(rank_weights, range(layout.ranks)), CHECKSUMS)
         shutil.copytree(path, folder, copy_function=os.link, dirs_exist_ok=True, ignore=replaced)
         _write_plans(plans, source, folder, progress or (lambda stage, done, total: None))
+
+
+def _made_of(plan: Plan, model: str) -> Plan:
+    """`plan`, whose fingerprint also says which model it was made of."""
+    fingerprint = plan.fingerprint
+    return replace(plan, fingerprint=replace(fingerprint, provenance={**fingerprint.provenance, "model": model}))
 
 
 def _stored_bytes(plans: Sequence[Plan], source: WeightSource) -> int:
