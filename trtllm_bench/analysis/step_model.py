@@ -41,8 +41,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.packing import is_packed
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, TensorSpec
 from trtllm_kernels.lowering.call import capability
-from trtllm_kernels.lowering.decode_cuda import MOST_PAGE_BYTES
-from trtllm_kernels.lowering.decode_tiles import CODES, SHORT_KEYS, SMALL_PAGE_BYTES
+from trtllm_kernels.lowering.decode_cuda import MOST_PAGE_BYTES, persistent_takes
 from trtllm_kernels.lowering.packed_triton import MMA_PADDED, MMA_TILE_TOKENS, mma_takes
 from trtllm_kernels.lowering.rotation import rotates_in_lane
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
@@ -295,11 +294,11 @@ class StepModel:
 
     def _rotated(self, shape: StepShape) -> bool:
         """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts. It is in CUDA C++ where
-        sequences are few, none is long, or pages of codes are small (`lowering/decode_cuda.py`)."""
+        sequences are few, and where the persistent kernels fit (`lowering/decode_cuda.py`)."""
         config, plan = self.counter.plan.config, self.counter.plan
         few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
         page_bytes = bytes_of(2 * plan.profile.page_size * config.head_dim, plan.kv_dtype)
-        many = shape.longest_decode <= SHORT_KEYS or (plan.kv_dtype in CODES and page_bytes <= SMALL_PAGE_BYTES)
+        many = persistent_takes(config.head_dim, plan.kv_dtype)
         in_lane = rotates_in_lane(config.rope.rotary_dim, config.head_dim, config.rope.interleaved)
         return self._today and in_lane and page_bytes <= MOST_PAGE_BYTES and (few or many) and shape.phase == "decode"
 

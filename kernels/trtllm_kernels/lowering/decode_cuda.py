@@ -77,8 +77,12 @@ def decode_cuda_fits(call: OpCall) -> bool:
 
 def decode_many_fits(call: OpCall) -> bool:
     """Whether the persistent kernels fit."""
-    cache = call["kv_cache"]
-    return decode_cuda_fits(call) and bytes_of(cache.size(5), cache.dtype) % 128 == 0
+    return decode_cuda_fits(call) and persistent_takes(call["kv_cache"].size(5), call["kv_cache"].dtype)
+
+
+def persistent_takes(head_dim: int, dtype: str) -> bool:
+    """Whether the persistent kernels take heads so cached: rows are whole lines of 128 bytes."""
+    return bytes_of(head_dim, dtype) % 128 == 0
 
 
 def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:
