@@ -16,7 +16,7 @@ from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, on
 from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_norms_to, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
-from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
 
 
@@ -65,7 +65,7 @@ class _ActivatedGemm:
         self.tuned = call.tuned(
             **({"gemv": int(not fills_sms(call)), **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
             **skinny_tunables(call),
-            fused_from=192 if fused_fits(call) else 1 << 30,
+            fused_from=192 if fused_fits(call) else NO_LIMIT,
             block_m=128,
             block_n=256,
             block_k=64 if self.wide else 128,
@@ -92,7 +92,7 @@ class _ActivatedGemm:
         by_gemv = self.gate_up and launch_gemv(self.builder, self.tuned, self.scales)
         covered = launch_skinny(self.builder, self.tuned, self.scales, int(by_gemv), self.tuned["fused_from"] - 1)
         self._launch_separate(covered)
-        if self.tuned["fused_from"] < 1 << 30:
+        if self.tuned["fused_from"] < NO_LIMIT:
             self._launch_fused()
         return self.builder.finish()
 

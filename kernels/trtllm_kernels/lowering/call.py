@@ -147,6 +147,11 @@ class OpCall:
         return self.quantized and len(self["weight_scale"].shape) == 2
 
     @property
+    def activation(self) -> int:
+        """Number of the activation that a GEMM ends in (`ACT` of kernels, `cuda_kernels/activations.cuh`); 0 for none."""
+        return {"gate_up_silu": 1, "linear_gelu": 2}.get(self.op, 0)
+
+    @property
     def sm_count(self) -> int:
         """Number of SMs of the architecture's data-centre GPU (A100, L40S, H100): how many programs fill it."""
         return {80: 108, 89: 142, 90: 132}.get(self.capability, 128)

@@ -22,7 +22,7 @@ from trtllm_kernels.dialect.types import Dim, Launch, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import F32, I32, Builder, Bytes, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.packed_triton import launch_mma, mma_space, mma_tunables
-from trtllm_kernels.lowering.skinny_gemm import NORMS_TO
+from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, NORMS_TO
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid, table
 
 LARGE_SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -31,7 +31,6 @@ LARGE_TILES = ((256, 128, 1), *((*tile, parts) for tile in ((128, 256), (128, 12
 """(rows of the weight, tokens, blocks of a cluster that divide K)."""
 LARGE_TO = "large_to"
 """Tunable: largest number of tokens for which that kernel is taken; 0: never."""
-_NO_LIMIT = 1 << 30
 _TOKEN_GROUP = 2048
 """Tokens that go through all rows of the weight before others do."""
 LargeTile = tuple[int, int, int]
@@ -43,7 +42,6 @@ _WIDE = ("bf16", "fp16")
 _CODES = {"int4": 0, "int8": 1, "fp4": 2, "nf4": 3, "fp8": 4}
 _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
 """Numbers of `cuda_kernels/decode.cuh`; uint8 scales are powers of two."""
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 _NORMED = 2
 """Tokens whose norm products take by default: each block has whole rows for it, and at 4 tokens steps are slower than with the norms'
@@ -116,7 +114,7 @@ def packed_tunables(call: OpCall) -> dict[str, int]:
     """The defaults, for `OpCall.tuned`."""
     defaults = {
         PACKED_TO: 0 if not few_fit(call) else 64 if large_fits(call) and _many_rows(call) else PADDED[-1],
-        LARGE_TO: _NO_LIMIT if large_fits(call) else 0,
+        LARGE_TO: NO_LIMIT if large_fits(call) else 0,
     }
     defaults |= {NORMS_TO: _NORMED} if few_fit(call) else {}
     defaults |= mma_tunables(call, _group(call))
@@ -286,7 +284,7 @@ def packed_space(call: OpCall) -> tuple[Choice, ...]:
     few_tokens = (*map(choice, PADDED), Choice("packed to", grid(**{PACKED_TO: (0, *PADDED)}), (PREFILL,), PADDED))
     if not large_fits(call):
         return few_tokens
-    limits = Choice("large to", grid(**{LARGE_TO: (0, *LARGE_SIZES, _NO_LIMIT)}), (PREFILL,), (*LARGE_SIZES, 2 * LARGE_SIZES[-1]))
+    limits = Choice("large to", grid(**{LARGE_TO: (0, *LARGE_SIZES, NO_LIMIT)}), (PREFILL,), (*LARGE_SIZES, 2 * LARGE_SIZES[-1]))
     return (*few_tokens, *map(large, LARGE_SIZES), limits)
 
 
@@ -304,7 +302,7 @@ def lower_packed(call: OpCall, lower_wide: Callable[[OpCall], Lowered]) -> Lower
     builder = Builder(call)
     covered = launch_mma(builder, tuned, _group(call), _layout(call)) or _launch_few(builder, tuned)
     covered = _launch_large(builder, tuned, covered)
-    if covered == _NO_LIMIT:
+    if covered == NO_LIMIT:
         return builder.finish()
     if isinstance(tokens := call["x"].shape[0], int) and tokens <= covered:
         return builder.finish()
@@ -407,7 +405,7 @@ def _launch_large(builder: Builder, tuned: Mapping[str, int], covered: int) -> i
         tile = _large_tile(tuned, sizes[0])
         while len(sizes) > 1 and _large_tile(tuned, sizes[1]) == tile:
             sizes.pop(0)
-        most = min(last, sizes.pop(0) if len(sizes) > 1 else _NO_LIMIT)
+        most = min(last, sizes.pop(0) if len(sizes) > 1 else NO_LIMIT)
         _launch_large_tile(builder, tile, _within(call["x"].shape[0], covered, most))
         covered = most
     return covered
@@ -533,7 +531,7 @@ def _flags(call: OpCall) -> dict[str, int]:
         "FP8": x.dtype == "fp8",
         "HALF": x.dtype == "fp16",
         "OUT_HALF": wide is not None and wide.dtype == "fp16",
-        "ACT": _ACTIVATIONS[call.op],
+        "ACT": call.activation,
         "CODES": _CODES[weight.dtype],
         "GROUP": _group(call),
         "ZEROS": call.get("weight_zero") is not None,

@@ -26,7 +26,6 @@ MMA_TO = "mma_to"
 MMA_PADDED = (16, 32, 64, 128, 256)
 MMA_TILE_TOKENS = 64
 """Tokens of the largest tile; each tile decodes the weight once."""
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
 _PROGRAMS = {16: 3.5, 32: 2.5}
 """Programs for each SM, of these numbers of tokens; of more 2. Then K is not split further."""
 _STAGES = (6, 5, 4)
@@ -209,7 +208,7 @@ def _format(call: OpCall, group: int, layout: str) -> dict[str, int | str | bool
 def _endings(call: OpCall) -> dict[str, int | bool]:
     """What is done to sums before they are stored."""
     return {
-        "ACT": _ACTIVATIONS[call.op],
+        "ACT": call.activation,
         "BIASED": call.get("bias") is not None,
         "ADDED": call.get("residual") is not None,
         "QUANTIZE": call.get("out_scale") is not None,

@@ -15,7 +15,7 @@ from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
-from trtllm_kernels.lowering.skinny_gemm import fills_sms, launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
+from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, fills_sms, launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
 
 SIZES = (256, 512, 1024, 2048)
@@ -32,8 +32,6 @@ _STAGES = {64: 8, 128: 6, 256: 4}
 """Stages of K in flight."""
 _BLOCK_TOKENS = 64
 """Up to so many tokens, Triton's tiles hold 64."""
-_ACTIVATIONS = {"linear": 0, "gate_up_silu": 1, "linear_gelu": 2}
-_NO_LIMIT = 1 << 30
 _CUDA = "row_scaled_cuda"
 """Tunable: whether many tokens are multiplied in CUDA C++ where that fits."""
 _LONG_ROW_BYTES = 8192
@@ -101,13 +99,13 @@ def row_scaled_gemm(call: OpCall) -> Lowered:
     below = launch_skinny(builder, tuned, with_result, int(by_gemv))
     if not (tuned[_CUDA] and _by_tma(call)):
         _launch_blocks(builder, below, max(below, _BLOCK_TOKENS), 64)
-        _launch_blocks(builder, max(below, _BLOCK_TOKENS), _NO_LIMIT, 128)
+        _launch_blocks(builder, max(below, _BLOCK_TOKENS), NO_LIMIT, 128)
         return builder.finish()
     chosen = [(size, tuned[_width_of(size)]) for size in SIZES if size > below]
     for index, (size, width) in enumerate(chosen):
         last = index + 1 == len(chosen)
         if last or chosen[index + 1][1] != width:
-            _launch_cuda(builder, width, tuned, within(call["x"].shape[0], below, _NO_LIMIT if last else size))
+            _launch_cuda(builder, width, tuned, within(call["x"].shape[0], below, NO_LIMIT if last else size))
             below = size
     return builder.finish()
 
@@ -121,7 +119,7 @@ def _operands(call: OpCall) -> Mapping[str, Parameter]:
 def _flags(call: OpCall) -> Mapping[str, bool | int]:
     added = {"BIASED": call.get("bias") is not None, "ADDED": call.get("residual") is not None}
     shape = {"N": call["weight"].size(0), "K": call["weight"].size(1)}
-    return {**shape, "ACT": _ACTIVATIONS[call.op], **added, "QUANTIZE": call.get("out_scale") is not None}
+    return {**shape, "ACT": call.activation, **added, "QUANTIZE": call.get("out_scale") is not None}
 
 
 def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:

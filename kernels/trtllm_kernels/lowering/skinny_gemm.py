@@ -73,6 +73,10 @@ def _cuda_takes_fewest(tuned: Mapping[str, int]) -> bool:
     return all(_cuda_tile(tuned, padded).blocks > 0 for padded in (PADDED[0], IN_TRITON[0]))
 
 
+NO_LIMIT = 1 << 30
+"""More tokens than any step has."""
+
+
 def within(tokens: Dim, below: int, most: int) -> Dim:
     """1 from `below` + 1 to `most` tokens, else 0."""
     if isinstance(tokens, int):

@@ -22,7 +22,6 @@ HEIGHTS = (40, 48, 56, 64, 80, 96, 112, 128)
 SAMPLED_HEIGHTS = (64, 128)
 """Rows per block where sampling follows: the threads that share a token's rows are a part of a warp."""
 _SM_BYTES, _RESERVED_BYTES, _BARRIER_BYTES = 228 * 1024, 1024, 1024
-_ACTIVATIONS = {"linear": 0, "linear_sample": 0, "gate_up_silu": 1, "linear_gelu": 2}
 
 
 def sampling_parameters(call: OpCall) -> dict[str, Parameter]:
@@ -128,7 +127,7 @@ def launch_cuda(builder: Builder, tile: CudaTile, scales: Mapping[str, Parameter
             "INT8": x.dtype == "int8",
             "HALF": x.dtype == "fp16",
             "OUT_HALF": wide is not None and wide.dtype == "fp16",
-            "ACT": _ACTIVATIONS[call.op],
+            "ACT": call.activation,
             "SCALED": call.quantized and not call.by_row,
             "SCALED_ROWS": call.by_row,
             "BIASED": bias is not None,
