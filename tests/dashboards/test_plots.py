@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
@@ -160,6 +161,29 @@ def test_history_marks_a_planted_step_and_its_size(make_rows: Callable[..., list
     lines = [line.get_xdata()[0] for line in drawn.axes[0].lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
     assert 8.5 in lines
     assert re.search(r"\+(19|20|21)\.\d%|\+20%", texts(drawn))
+
+
+def test_scaling_shows_what_was_measured_on_several_numbers_of_gpus() -> None:
+    """A line of one number of GPUs has no share of perfect scaling; the stores that layouts lie in make no series."""
+
+    def of(model: str, tp: int, rate: float) -> Row:
+        return Row(Cell(model, "fp8", 8, 128, 128, tp=tp), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": rate})
+
+    drawn = figure("scaling", Material({"one": [of("a", 1, 100.0)], "two": [of("a", 2, 150.0), of("b", 2, 90.0)]}))
+    assert "75%" in texts(drawn)
+    assert "100%" not in texts(drawn)
+    assert {ax.get_title(loc="left").partition(":")[0] for ax in drawn.axes} == {"a"}
+
+
+def test_what_is_said_beside_a_bar_has_room(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
+    models = tuple(f"organisation/a-model-with-a-name-of-some-length-{n}" for n in (1, 2))
+    rows = make_rows(make_grid(models=models, precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8, 64)), repeats=1)
+    scale = {"bf16": 1.0, "fp8": 9.0}
+    figures = [{**r.figures, "output_tokens_per_s": 12_345.0 * scale[r.cell.precision] + r.cell.batch} for r in rows]
+    drawn = figure("precision", Material({"": [dataclasses.replace(r, figures=f) for r, f in zip(rows, figures, strict=True)]}))
+    FigureCanvasAgg(drawn).draw()
+    (ax,) = drawn.axes
+    assert max(text.get_window_extent().x1 for text in ax.texts) <= ax.get_window_extent().x1 + 1
 
 
 def test_quality_has_a_front_for_each_device() -> None:

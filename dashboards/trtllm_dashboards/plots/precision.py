@@ -27,6 +27,10 @@ FEWEST = 4
 """Places of bars, so that the axis has room for its name."""
 ROW = 0.3
 """Inches of a bar."""
+BARS, BESIDE = 5.0, 0.75
+"""Inches of the axes, and of what stands beside them but the names of bars."""
+NAME_CHARACTER, REMARK_CHARACTER = 0.068, 0.052
+"""Inches, of bars' names and of what is said at their ends."""
 HATCH = "////"
 
 
@@ -48,8 +52,13 @@ def draw(material: Material) -> Figure:
     sheet.mark_doubts(point for pair in shown for point in (pair.base, pair.point))
     named = [name for name in NAMED if name in varying([pair.point for pair in shown])]
     legend = {name: _bar_look(look) for name, look in style.looks(pair.point.cell.precision for pair in shown).items()}
-    drawing, (ax,) = sheet.panels([""], width=9.0, height=0.75 + ROW * max(len(shown), FEWEST))
-    _bars(ax, shown, named, legend)
+    caches: dict[str, set[str]] = {}
+    for pair in shown:
+        caches.setdefault(pair.point.cell.precision, set()).add(pair.point.cell.kv_dtype)
+    names = [_name(pair, named, caches) for pair in shown]
+    width = max(9.0, BARS + BESIDE + NAME_CHARACTER * max(map(len, names)))
+    drawing, (ax,) = sheet.panels([""], width=width, height=0.75 + ROW * max(len(shown), FEWEST))
+    _bars(ax, shown, names, legend)
     ax.set_xlabel(f"throughput / {' or '.join(bases)} throughput (ratio)")
     if any(pair.low is not None for pair in shown):
         sheet.notes.append("Bars: 95% t interval of the ratio of geometric means (Welch); verdicts hold over all pairs together (Holm).")
@@ -65,11 +74,8 @@ def _bar_look(look: style.Look) -> style.Look:
     return style.Look(look.color, "s", "", "" if look.line == style.LINES[0] else HATCH)
 
 
-def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style.Look]) -> None:
-    highest = 1.0
-    caches: dict[str, set[str]] = {}
-    for pair in shown:
-        caches.setdefault(pair.point.cell.precision, set()).add(pair.point.cell.kv_dtype)
+def _bars(ax: Axes, shown: list[Pair], names: list[str], legend: dict[str, style.Look]) -> None:
+    limit = 1.9
     for at, pair in enumerate(shown):
         look = legend[pair.point.cell.precision]
         end, verdict = pair.ratio, "one run"
@@ -81,14 +87,15 @@ def _bars(ax: Axes, shown: list[Pair], named: list[str], legend: dict[str, style
             end, verdict = pair.high, pair.verdict
         rates = [rate for one in (pair.point, pair.base) if (rate := one.get(FIGURE)) is not None]
         figures = " against ".join(brief(rate.mean) for rate in rates)
-        style.remark(ax, f"{pair.ratio:.2f} x, {verdict}: {figures} tok/s", (end, at), (5, 0), va="center", color=style.INK)
-        highest = max(highest, end)
-    ax.set_yticks(range(len(shown)), [_name(pair, named, caches) for pair in shown])
+        remark = f"{pair.ratio:.2f} x, {verdict}: {figures} tok/s"
+        style.remark(ax, remark, (end, at), (5, 0), va="center", color=style.INK)
+        limit = max(limit, end * BARS / (BARS - 0.1 - REMARK_CHARACTER * len(remark)))
+    ax.set_yticks(range(len(shown)), names)
     ax.tick_params(axis="y", colors=style.INK, length=0)
     ax.set_ylim(max(len(shown), FEWEST) - 0.5, -0.6)
     ax.axvline(1, color=style.INK, linewidth=0.9)
     ax.grid(visible=False, axis="y")
-    ax.set_xlim(0, highest * 1.9)
+    ax.set_xlim(0, limit)
     ax.set_ylabel("case and batch\n(sequences in flight)")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
+from trtllm_dashboards.plots.layout import telling
 from trtllm_dashboards.points import Estimate, Point, axis_label, grouped, having, points, varying
 from trtllm_dashboards.scaling import Scaled, matched
 from trtllm_results.record.cell import Cell
@@ -54,10 +55,13 @@ def draw(material: Material) -> Figure:
         )
     sheet = style.Sheet("Throughput with more GPUs", style.subtitle(plotted))
     panel_by = [d for d in ("model", "shape") if d in varying(plotted)]
-    groups = style.limited(grouped(plotted, panel_by), sheet, 3)
+    every = grouped(plotted, panel_by)
+    told = {label: members for label, members in every.items() if len({gpus(p) for p in members}) > 1}
+    groups = style.limited(told or every, sheet, 3)
     shown = [p for members in groups.values() for p in members]
     sheet.mark_doubts(shown)
-    series_by = varying(shown, [*panel_by, "batch", "request_rate", "tp", "pp", "replicas"])
+    given = [*panel_by, "batch", "request_rate", "tp", "pp", "replicas"]
+    series_by = telling(shown, varying(shown, given), given)
     lines = {label: loads_of(members, series_by) for label, members in groups.items()}
     legend = style.looks([*grouped(shown, series_by), *(name for of_group in lines.values() for name in of_group)])
     several = any(lines.values())
@@ -102,8 +106,9 @@ def _throughput(ax: Axes, members: list[Point], series_by: list[str], legend: Ma
         look = legend[label]
         ax.plot(xs, [mean(best[0]) * x / xs[0] for x in xs], color=look.color, linewidth=0.9, linestyle=(0, (2, 2)), alpha=0.7)
         style.errorbars(ax, xs, estimates, look)
-        share = mean(best[-1]) * xs[0] / (mean(best[0]) * xs[-1])
-        style.remark(ax, f"{share:.0%}", (xs[-1], mean(best[-1])), (6, -3), color=look.color)
+        if xs[-1] > xs[0]:
+            share = mean(best[-1]) * xs[0] / (mean(best[0]) * xs[-1])
+            style.remark(ax, f"{share:.0%}", (xs[-1], mean(best[-1])), (6, -3), color=look.color)
         drawn += estimates
     _gpu_axis(ax, counts)
     ax.set_ylabel(axis_label(FIGURE, "output throughput"))
@@ -114,6 +119,11 @@ def _same_load(
     speed: Axes, latency: Axes, lines: Mapping[str, list[Scaled]], legend: Mapping[str, Look], counts: list[int]
 ) -> list[Estimate]:
     drawn: list[Estimate] = []
+    if not lines:
+        for ax in (speed, latency):
+            ax.text(0.5, 0.5, "no load was measured\non fewer GPUs too", transform=ax.transAxes, ha="center", va="center", color=style.SOFT)
+            ax.set_axis_off()
+        return []
     for name, line in lines.items():
         look, fewest = legend[name], line[0].gpus
         xs = [one.gpus for one in line]
