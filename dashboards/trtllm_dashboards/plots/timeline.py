@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 160
+APART = 60
+"""Requests up to which a gap is left between two: with more it is a part of a pixel, and some gaps would show and others not."""
 PHASES = {"waiting": "#D0D7DE", "prefill": "#E69F00", "decode": "#0072B2"}
 Times = npt.NDArray[np.float64]
 
@@ -77,9 +79,10 @@ def _bars(ax: Axes, arrival: Times, waited: Times, first: Times, end: Times) -> 
     from matplotlib.collections import PolyCollection
 
     y = np.arange(len(arrival))
+    half = 0.42 if len(arrival) <= APART else 0.5
     for (_, color), left, right in zip(PHASES.items(), (arrival, waited, first), (waited, first, end), strict=True):
-        corners = [[(a, i - 0.42), (b, i - 0.42), (b, i + 0.42), (a, i + 0.42)] for i, a, b in zip(y, left, right, strict=True)]
-        ax.add_collection(PolyCollection(corners, facecolors=color, edgecolors="none"))
+        corners = [[(a, i - half), (b, i - half), (b, i + half), (a, i + half)] for i, a, b in zip(y, left, right, strict=True)]
+        ax.add_collection(PolyCollection(corners, facecolors=color, edgecolors="none", antialiaseds=False))
     ax.set_ylim(len(arrival) - 0.5, -0.5)
     ax.set_yticks([])
     ax.grid(visible=False, axis="y")
