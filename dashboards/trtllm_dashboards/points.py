@@ -55,10 +55,11 @@ class Point:
     def _predicted(self, figure: str, value: float) -> Estimate:
         interval = self.rows[0].extra.get(INTERVAL)
         whole = self.rows[0].figures.get(HEADLINE, 0.0)
-        if figure not in (HEADLINE, PER_GPU) or not isinstance(interval, Mapping) or whole <= 0:
+        told = [interval.get(end) for end in ("low", "high")] if isinstance(interval, Mapping) else []
+        ends = [value * end / whole for end in told if isinstance(end, int | float) and whole > 0]
+        if figure not in (HEADLINE, PER_GPU) or len(ends) < 2:
             return Estimate(value, value, value, 0)
-        low, high = (value * float(interval[end]) / whole for end in ("low", "high"))
-        return Estimate(value, low, high, 0)
+        return Estimate(value, ends[0], ends[1], 0)
 
     @property
     def implausible(self) -> Implausible | None:

@@ -221,6 +221,8 @@ def test_a_prediction_is_drawn_with_its_interval() -> None:
     assert first.get("output_tokens_per_s") == Estimate(1000.0, 900.0, 1200.0, 0)
     assert first.get("output_tokens_per_s_per_gpu") == Estimate(500.0, 450.0, 600.0, 0)
     assert first.get("ttft_p50_ms") == Estimate(5.0, 5.0, 5.0, 0)
+    (damaged, _) = points([dataclasses.replace(row, extra={"interval": {"low": "x"}}) for row in rows])
+    assert damaged.get("output_tokens_per_s") == Estimate(1000.0, 1000.0, 1000.0, 0)
     drawn = figure("throughput", Material({"": rows}))
     assert "Hollow: predicted, bars are the interval of throughput." in texts(drawn)
     (bars,) = [c for c in drawn.axes[0].containers if isinstance(c, ErrorbarContainer)]
