@@ -205,6 +205,10 @@ def test_the_record_comes_back_and_the_plot_has_a_panel_a_family(tmp_path: Path)
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ResultsError, match="does not hold a run of kernels --against published"):
         OpRun.load(tmp_path / "bad.json")
+    narrow = io.StringIO()
+    print_beside(run, Console(file=narrow, width=80))
+    (line,) = [line.split() for line in narrow.getvalue().splitlines() if line.startswith("fp8") and "64 of 1,024, 32/8 x 128" in line]
+    assert line[-4:] == ["9.0", "a", "0.90", "50"], "theirs, whose, ratio and share of the ceiling at 80 columns"
     stream = io.StringIO()
     print_beside(replace(run, wrong=("decode attention: differs",)), Console(file=stream, width=120))
     said = stream.getvalue()

@@ -73,13 +73,13 @@ MOST_BEHIND = 10
 
 
 def print_beside(run: OpRun, console: Console) -> None:
-    """Every shape, then one sentence per family."""
+    """Every shape, a table for each family, then one sentence per family."""
     engines = sorted({engine for row in run.rows for engine in row.theirs_us})
     rows = [
         {
-            "op": row.shape.family.removesuffix(" attention"),
+            "op": row.shape.family,
             "dtype": row.shape.dtype,
-            "shape": row.shape.text,
+            "shape": row.shape.text.replace(" heads of ", " x "),
             "ours": row.ours_us,
             "alone": row.alone_us,
             "ratio": row.ratio,
@@ -91,7 +91,6 @@ def print_beside(run: OpRun, console: Console) -> None:
         for row in run.rows
     ]
     columns = [
-        Column("op"),
         Column("dtype"),
         Column("shape", hoist=False, whole=True),
         Column("ours", unit="us", kind="number", places=1),
@@ -99,11 +98,18 @@ def print_beside(run: OpRun, console: Console) -> None:
         Column("theirs", unit="us", kind="number", places=1),
         Column("best", "by", hoist=False, priority=2),
         Column("ratio", kind="number", places=2),
-        Column("share", "ceiling", unit="%", kind="number", places=0, priority=1),
+        Column("share", "ceiling", unit="%", kind="number", places=0, priority=1, hoist=False),
         *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=4) for engine in engines),
     ]
-    show(rows, columns, title=f"our kernels on {run.device} beside {', '.join(engines)}", console=console)
-    says = "theirs: the fastest engine; ratio: theirs / ours; ceiling: share that the op alone reaches, above 100 where L2 holds its input"
+    console.print(f"our kernels on {run.device} beside {', '.join(engines)}", style="bold", soft_wrap=True)
+    for op in dict.fromkeys(row["op"] for row in rows):
+        console.print()
+        show([row for row in rows if row["op"] == op], columns, title=str(op), console=console)
+    console.print()
+    says = (
+        "attention: sequences of so many tokens, heads/KV heads x their size; theirs: the fastest engine; ratio: theirs / ours; "
+        "ceiling: share that the op alone reaches, above 100 where L2 holds its input"
+    )
     console.print(f"{says}. {run.method}", style="dim", soft_wrap=True)
     for family in summaries(run.rows):
         console.print(family.sentence, style="green" if not family.behind else "yellow", soft_wrap=True)
