@@ -302,6 +302,12 @@ def test_boards_of_one_class_and_other_rates_are_told_apart() -> None:
     assert nvidia.differs[0] == "H100 there, H100 PCIe here"
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_a_table() -> None:
+    text = compare_text.to_markdown(compare(sets(rows(BASE, model="a|b"), rows(BASE, model="a|b"))))
+    (line,) = [line for line in text.splitlines() if "128/128" in line]
+    assert line.startswith("| a\\|b fp8 b64 128/128 | output_tokens_per_s")
+
+
 def test_ours_that_cannot_be_is_told_beside_theirs() -> None:
     found = published.beside(rows(60_000.0, 2048, num_requests=8192))
     assert {one.doubt is not None for one in found} == {True}

@@ -123,13 +123,18 @@ def interval_text(low: float | None, high: float | None) -> str:
     return "one repeat" if low is None or high is None else f"{percent(low)} to {percent(high)}"
 
 
+def in_cell(text: str) -> str:
+    """Text as a cell of a Markdown table holds it: a model's name may have a bar."""
+    return text.replace("|", "\\|")
+
+
 def to_markdown(comparison: Comparison) -> str:
     """A table a pull request can hold."""
     lines = ["| cell | figure | base | other | change | 95% interval | verdict |", "|---|---|--:|--:|--:|---|---|"]
     for one in records(comparison):
         figure = f"{one['figure']} ({one['unit']})" if one["unit"] else one["figure"]
         lines.append(
-            f"| {one['label']} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "
+            f"| {in_cell(one['label'])} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "
             f"| {interval_text(one['low'], one['high'])} | {one['verdict']} |"
         )
     head = f"Base **{comparison.sets[0]}**, against {', '.join(f'**{name}**' for name in comparison.sets[1:])}; {MEANS}.\n\n"
@@ -162,8 +167,8 @@ def beside_markdown(comparisons: Sequence[Beside]) -> str:
     marks, meanings = lettered(comparisons)
     for one, mark in zip(beside_records(comparisons), marks, strict=True):
         lines.append(
-            f"| {one['model']} | {one['precision']} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} | {one['source']} "
-            f"| {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
+            f"| {in_cell(one['model'])} | {in_cell(one['precision'])} | {one['isl']}/{one['osl']} | {one['tp']} | {one['ours']:,.0f} "
+            f"| {one['source']} | {one['their_gpu']} | {one['theirs']:,.0f} | {one['ratio']:.2f} | {mark} |"
         )
     here = dict.fromkeys(
         f"here, {one['model']} {one['precision']} {one['isl']}/{one['osl']}: {one['here']}" for one in beside_records(comparisons)

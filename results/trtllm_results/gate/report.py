@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from trtllm_results.compare.report import percent
+from trtllm_results.compare.report import in_cell, percent
 from trtllm_results.gate.verdict import INCONCLUSIVE_MEANS, Finding, GateReport, would_decide
 from trtllm_results.metrics.registry import METRICS, brief, common_words, title
 
@@ -102,14 +102,14 @@ def to_markdown(report: GateReport) -> str:
     lines = [
         f"**{headline(report)}**",
         "",
-        f"| figure | {report.a} | {report.b} | change | {level} interval | tolerated | detectable | verdict |",
+        f"| figure | {in_cell(report.a)} | {in_cell(report.b)} | change | {level} interval | tolerated | detectable | verdict |",
         "|---|--:|--:|--:|---|--:|--:|---|",
     ]
     for finding, one in zip(report.findings, records(report), strict=True):
         sign = "+" if METRICS[one["figure"]].better == "lower" else "-"
         detectable = "-" if one["detectable"] is None else f"{sign}{one['detectable']:.1%}"
         lines.append(
-            f"| {finding.name} | {brief(one['a'])} | {brief(one['b'])} | {percent(one['change'])} | {interval_text(finding)} "
+            f"| {in_cell(finding.name)} | {brief(one['a'])} | {brief(one['b'])} | {percent(one['change'])} | {interval_text(finding)} "
             f"| {sign}{one['margin']:.1%} | {detectable} | {one['verdict']} |"
         )
     lines += ["", f"A and B are {MEANS}.", "", *(f"- {line}" for line in explanations(report))]
