@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +11,12 @@ from normed_samples import normed, normed_rows, product_of
 from rotated_samples import rotated_sample
 
 import trtllm_kernels.references
-from samples import OUT_SCALE, BatchShape, code_steps, fp8_sample, int8_cache_sample, sample
+from samples import OUT_SCALE, BatchShape, code_steps, fp8_prompts_sample, fp8_sample, int8_cache_sample, row_errors, sample
 from trtllm_kernels.compile.aot import compile_all
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES, dtype_name, spec_of
-from trtllm_kernels.dialect.types import KEY_BLOCK, NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec, rounded_keys, value_columns
+from trtllm_kernels.dialect.types import NO_TOKEN, Arg, KernelSpec, Launch, Lowered, TensorSpec, rounded_keys
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list, execute
@@ -308,41 +306,20 @@ def test_codes_of_prompts(model: str, tactic: dict[str, int]) -> None:
     check(op.name, "fp8", device["kv_cache"], named["kv_cache"].cuda())
 
 
-def put_into_cache(named: dict[str, Any], keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Writes a step's codes [tokens, width] where attention of continued prompts reads them, as the op before would."""
-    cache, starts = named["kv_cache"][named["layer"]], named["query_start"].tolist()
-    _, _, kv_heads, page, head_dim = cache.shape
-    tables = named["block_table"][named["seq_slots"].long()]
-    for table, (begin, end), length in zip(tables, pairwise(starts), named["kv_lens"].tolist(), strict=True):
-        positions = torch.arange(length - (end - begin), length)
-        for which, codes in enumerate((keys, values)):
-            cache[table[positions // page].long(), which, :, positions % page] = codes[begin:end].view(-1, kv_heads, head_dim)
-
-
 @pytest.mark.parametrize("model", ["llama-8b", "smollm2"])
 @pytest.mark.parametrize("batch", ["prefill", "mixed", "concurrent"])
 def test_attention_of_prompts_in_fp8(model: str, batch: str) -> None:
     """The kernel rounds probabilities relative to the largest score so far, the reference to the largest of all."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("prompts are attended to in fp8 on sm_90")
-    op, shape, lengths = OPS["paged_attention"], MODELS[model], BATCHES[batch]
-    named = draw(op.name, shape, lengths, "fp8") | {"out_scale": None}
-    width, tokens = shape.kv_heads * shape.head_dim, lengths.tokens
-    columns = value_columns(tokens, len(lengths.query_lens))
-    sizes = {"queries": (tokens, shape.heads * shape.head_dim), "keys": (tokens + KEY_BLOCK, width), "values": (tokens, width)}
-    drawn = {name: (torch.randn(size) * (1 if name == "queries" else 100)).clamp(-448, 448).to(FP8) for name, size in sizes.items()}
-    by_column = poison(torch.empty(width, columns, dtype=FP8))
-    by_column[:, columns_of_values(named["query_start"])] = drawn["values"].T
-    put_into_cache(named, drawn["keys"], drawn["values"])
-    codes = {**drawn, "values": by_column}
-    want = op.reference(**{**named, **codes})
+    op, shape = OPS["paged_attention"], MODELS[model]
+    named = fp8_prompts_sample(shape, BATCHES[batch])
+    want = op.reference(**named)
     assert want.isfinite().all()
-    device = on_gpu({**named, **codes})
     (got,) = outputs = [poison(torch.empty_like(want, device="cuda"))]
-    execute(op, device, outputs)
-    error = (got.cpu().float() - want.float()).view(tokens, shape.heads, -1).norm(dim=2)
-    assert float((error / want.float().view(tokens, shape.heads, -1).norm(dim=2)).max()) < 0.06
-    assert float(error.norm() / want.float().norm()) < 0.02
+    execute(op, on_gpu(named), outputs)
+    assert float(row_errors(got.cpu(), want, shape.heads).max()) < 0.06
+    assert float((got.cpu().float() - want.float()).norm() / want.float().norm()) < 0.02
 
 
 TOKENS = (1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 96, 97, 128, 129, 191, 192, 1000)

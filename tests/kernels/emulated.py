@@ -90,19 +90,41 @@ def emulate_prompts(lowered: Lowered, named: dict[str, torch.Tensor], out: torch
     """The one launch of attention in fp8 of whole prompts or of continued ones, behind so many decoding sequences. `blocks`: as in
     `emulate`."""
     (launch,), (spec,) = lowered.launches, lowered.kernels
+    sequences, tokens = named["kv_lens"].numel(), named["queries"].shape[0]
+    continued = sequences - decodes if spec.function == "context_attention" else 0
+    symbols = {"D": decodes, "T": tokens, "R": sequences, "S": sequences, "C": continued}
+    _emulate_prompts(launch, spec, {**named, "out0": out}, symbols, blocks)
+
+
+def _emulate_prompts(launch: Launch, spec: KernelSpec, named: dict[str, torch.Tensor], symbols: dict[str, int], blocks: int | None) -> None:
     whole = spec.function == "uncached_prefill_attention"
     macros = ("-DPROMPTS" if whole else "-DCHUNKS", *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
-    sequences, tokens = named["kv_lens"].numel(), named["queries"].shape[0]
-    symbols = {"D": decodes, "T": tokens, "R": sequences, "S": sequences, "C": 0 if whole else sequences - decodes}
     used = [arg for arg in launch.args if arg.kind in ("tma", "tensor")]
-    tensors = [out if arg.value == "out0" else named[str(arg.value)] for arg in used]
-    tensors = [tensor if arg.index is None else tensor[arg.index] for tensor, arg in zip(tensors, used, strict=True)]
+    tensors = [named[str(arg.value)] if arg.index is None else named[str(arg.value)][arg.index] for arg in used]
     pointers = (ctypes.c_void_p * len(tensors))(*(one.data_ptr() for one in tensors))
     (scale,) = (ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32")
     integers = [ctypes.c_int(evaluate(arg.value, symbols)) for arg in launch.args if arg.kind == "i32"]
     grid = min(blocks or 1 << 30, evaluate(launch.grid[0], symbols))
     size = named["values"].shape[1] if whole else tensors[1].numel() // tensors[1].shape[-1]
     code = library(spec.function, macros).emulate(
-        pointers, ctypes.c_long(tokens), ctypes.c_long(size), scale, *integers, grid, 32 * spec.num_warps
+        pointers, ctypes.c_long(named["queries"].shape[0]), ctypes.c_long(size), scale, *integers, grid, 32 * spec.num_warps
     )
     assert code == 0, f"{spec.constexprs}: emulation ended with {code}"
+
+
+def emulate_attention(
+    lowered: Lowered, named: dict[str, torch.Tensor], out: torch.Tensor, symbols: dict[str, int], blocks: int | None = None
+) -> list[str]:
+    """All launches of attention whose prompts are in fp8. Returns the names of the kernels that ran. `blocks`: as in `emulate`, of those of
+    prompts."""
+    specs, named, ran = {spec.key: spec for spec in lowered.kernels}, {**named, "out0": out}, []
+    for launch in lowered.launches:
+        spec = specs[launch.kernel]
+        if min(evaluate(dim, symbols) for dim in launch.grid) <= 0:
+            continue
+        if spec.function.startswith("decode_attention"):
+            _emulate_decode(launch, spec, named, symbols, None)
+        else:
+            _emulate_prompts(launch, spec, named, symbols, blocks)
+        ran.append(spec.function)
+    return ran

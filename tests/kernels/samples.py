@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import value_columns
+from trtllm_kernels.dialect.types import KEY_BLOCK, value_columns
+from trtllm_kernels.launch.torch_ops import num_decodes
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.communication import communicate, connect
 from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, codes_by_row, finish, row_scales
+from trtllm_kernels.references.rope import columns_of_values
 from trtllm_kernels.references.sampling import EMPTY
 
 
@@ -108,6 +111,43 @@ def fp8_sample(
     if op in QUANTIZABLE:
         named["out_scale"] = torch.tensor([OUT_SCALE])
     return named
+
+
+def fp8_prompts_sample(model: ModelShape, batch: BatchShape) -> dict[str, Any]:
+    """Of `paged_attention` with prompts in fp8, its result not quantized. The step's keys and values are in the cache. qkv holds what the
+    queries' codes stand for: of a chunk of one token a kernel reads the codes, the reference qkv. What decoding sequences have among the
+    codes is not a number."""
+    named = fp8_sample("paged_attention", model, batch) | {"out_scale": None}
+    width, tokens = model.kv_heads * model.head_dim, batch.tokens
+    columns = value_columns(tokens, len(batch.query_lens))
+    sizes = {"queries": (tokens, model.heads * model.head_dim), "keys": (tokens + KEY_BLOCK, width), "values": (tokens, width)}
+    drawn = {name: (torch.randn(size) * (1 if name == "queries" else 100)).clamp(-FP8_MAX, FP8_MAX).to(FP8) for name, size in sizes.items()}
+    _put_into_cache(named, drawn["keys"], drawn["values"])
+    named["qkv"][:, : model.heads * model.head_dim] = drawn["queries"].to(named["qkv"].dtype)
+    by_column = torch.full((width, columns), torch.nan).to(FP8)
+    by_column[:, columns_of_values(named["query_start"])] = drawn["values"].T
+    decodes = num_decodes(named["query_start"])
+    for codes in (drawn["queries"], drawn["keys"]):
+        codes[:decodes] = torch.nan
+    by_column[:, columns_of_values(named["query_start"])[:decodes]] = torch.nan
+    return named | drawn | {"values": by_column}
+
+
+def _put_into_cache(named: dict[str, Any], keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Writes a step's codes [tokens, width] where decoding and attention of continued prompts read them, as the op before would."""
+    cache, starts = named["kv_cache"][named["layer"]], named["query_start"].tolist()
+    _, _, kv_heads, page, head_dim = cache.shape
+    tables = named["block_table"][named["seq_slots"].long()]
+    for table, (begin, end), length in zip(tables, pairwise(starts), named["kv_lens"].tolist(), strict=True):
+        positions = torch.arange(length - (end - begin), length)
+        for which, codes in enumerate((keys, values)):
+            cache[table[positions // page].long(), which, :, positions % page] = codes[begin:end].view(-1, kv_heads, head_dim)
+
+
+def row_errors(got: torch.Tensor, want: torch.Tensor, heads: int) -> torch.Tensor:
+    """[tokens, heads]: the error of each row and head of attention, relative to the norm of what it should be."""
+    error, norm = (x.float().view(len(x), heads, -1).norm(dim=2) for x in (got.float() - want.float(), want))
+    return error / norm
 
 
 def int8_cache_sample(op: str, model: ModelShape, batch: BatchShape, dtype: str = "bf16", seed: int = 0) -> dict[str, Any]:

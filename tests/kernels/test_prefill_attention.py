@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated import emulate_prompts
+from emulated import emulate_attention, emulate_prompts
 from machine_code import disassembled
 
-from samples import code_steps
+from samples import BatchShape, code_steps, fp8_prompts_sample, row_errors
 from trtllm_kernels.compile import aot, nvrtc
+from trtllm_kernels.dialect.model_shape import ModelShape
 from trtllm_kernels.dialect.types import Lowered, TensorSpec
+from trtllm_kernels.launch.torch_ops import lower_call, step_sizes
 from trtllm_kernels.lowering import describe
 from trtllm_kernels.lowering.call import Builder, OpCall, Operand
 from trtllm_kernels.lowering.prefill import CUDA_TILE, fp8_context_launch, fp8_launch
+from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8
 
 K_SCALE, V_SCALE, OUT_SCALE = 2.0**-5, 2.0**-6, 2.0**-8
@@ -246,6 +249,22 @@ CHUNKS = {
 @pytest.mark.parametrize("name", CHUNKS)
 def test_continued_prompts_have_rounded_probabilities(name: str) -> None:
     CHUNKS[name].check()
+
+
+def test_a_step_of_every_kind_of_sequence_is_the_references() -> None:
+    """Sequences that decode, whole prompts and continued ones, of one token too, by all launches of a step. A row's error is that of its
+    probabilities' rounding: the reference rounds relative to the largest score of all."""
+    op, model = OPS["paged_attention"], ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64)
+    batch = BatchShape((1, 1, 1, 65, 1, 130, 1), (70, 1, 300, 65, 90, 300, 1), 20)
+    named = fp8_prompts_sample(model, batch)
+    want = op.reference(**named)
+    out = torch.full_like(want, torch.nan)
+    ran = emulate_attention(lower_call(op, named, [out], "sm_90"), named, out, step_sizes(named), blocks=2)
+    assert ran == ["decode_attention", "uncached_prefill_attention", "context_attention"]
+    errors = row_errors(out, want, model.heads)
+    assert float(errors[:3].max()) < 0.004
+    assert float(errors.max()) < 0.06
+    assert float((out.float() - want.float()).norm() / want.float().norm()) < 0.02
 
 
 def test_the_assembler_keeps_products_of_values_beside_the_softmax() -> None:
