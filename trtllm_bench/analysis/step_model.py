@@ -31,7 +31,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
-from trtllm_engines.compiler.planning.select_tactics import norms_in_products
+from trtllm_engines.compiler.planning.select_tactics import norms_in_products, rotations_in_attention
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of, num_elements
@@ -41,9 +41,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.packing import is_packed
 from trtllm_kernels.dialect.types import SKINNY_TOKENS, TensorSpec
 from trtllm_kernels.lowering.call import capability
-from trtllm_kernels.lowering.decode_cuda import MOST_PAGE_BYTES, persistent_takes
 from trtllm_kernels.lowering.packed_triton import MMA_PADDED, MMA_TILE_TOKENS, mma_takes
-from trtllm_kernels.lowering.rotation import rotates_in_lane
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON as SKINNY_IN_TRITON
 from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
@@ -103,8 +101,11 @@ class StepModel:
         self._ops = {op.name: op for op in plan.ops}
         self._prompts_in_fp8 = plan.quant.context_attention != WIDE
         self._today = self._hopper and not self.constants.earlier
-        self._normed_to = norms_in_products(plan.ops, self.counter.specs, hardware.arch, hardware.name, plan.outputs) if self._today else {}
+        lowered = plan.ops, self.counter.specs, hardware.arch, hardware.name, plan.outputs
+        self._normed_to = norms_in_products(*lowered) if self._today else {}
         """Norms that products take themselves in steps of up to so many tokens, by name."""
+        self._rotated_to = rotations_in_attention(*lowered) if self._today else {}
+        """How many of a step's first tokens decode attention rotates and writes to the cache itself, by the op before it."""
         self._links = _links_of(hardware) or self.constants.all_reduce
         self.hosts = hosts_of(plan.parallel, hardware, self._links)
         self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
@@ -205,7 +206,7 @@ class StepModel:
     def kernels(self, shape: StepShape) -> Iterator[tuple[OpCost, float]]:
         """(cost, how many times its time a step has)."""
         for cost, count in self.counter.classes(shape):
-            if Trait.WRITES_CACHE in OP_SPECS[cost.op].traits and self._rotated(shape):
+            if evaluate(self._rotated_to.get(cost.name, 0), shape.symbols) == shape.tokens:
                 continue
             if self._rows(cost, shape) <= self._normed_to.get(cost.name, 0):
                 continue
@@ -291,16 +292,6 @@ class StepModel:
     def _rows(self, cost: OpCost, shape: StepShape) -> int:
         """Of the op's first result."""
         return evaluate(self.counter.specs[self._ops[cost.name].outputs[0]].shape[0], shape.symbols)
-
-    def _rotated(self, shape: StepShape) -> bool:
-        """Whether decode attention does the rope and the write to the cache: in CUDA C++, in steps without prompts. It is in CUDA C++ where
-        sequences are few, and where the persistent kernels fit (`lowering/decode_cuda.py`)."""
-        config, plan = self.counter.plan.config, self.counter.plan
-        few = shape.num_decodes * plan.kv_heads < UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
-        page_bytes = bytes_of(2 * plan.profile.page_size * config.head_dim, plan.kv_dtype)
-        many = persistent_takes(config.head_dim, plan.kv_dtype)
-        in_lane = rotates_in_lane(config.rope.rotary_dim, config.head_dim, config.rope.interleaved)
-        return self._today and in_lane and page_bytes <= MOST_PAGE_BYTES and (few or many) and shape.phase == "decode"
 
     def _us(self, cost: OpCost) -> float:
         memory, compute, fixed = self.op_us(cost)

@@ -19,7 +19,7 @@ from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering.call import OpCall, Operand
 from trtllm_kernels.lowering.normed import norm_in_product, normed_to
 from trtllm_kernels.lowering.registry import LOWERINGS, Lowering, Phase, has_kernels
-from trtllm_kernels.lowering.rotation import rotate_in_attention
+from trtllm_kernels.lowering.rotation import rotate_in_attention, rotated_to
 from trtllm_kernels.lowering.space import Choice, of_decode_steps
 
 import_modules(__name__, __path__)
@@ -34,6 +34,7 @@ __all__ = [
     "norm_in_product",
     "normed_to",
     "rotate_in_attention",
+    "rotated_to",
     "search_space",
     "step_space",
 ]

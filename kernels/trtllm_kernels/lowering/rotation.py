@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.lowering.attention import paged_attention, rotated_by_attention
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.decode_cuda import decode_cuda_fits
@@ -23,14 +23,18 @@ the head must have `_HEAD_DIM` dimensions; where neighbours form a pair, the num
 def rotate_in_attention(rope: OpCall, attention: OpCall) -> tuple[Lowered, Lowered] | None:
     """Launches of the op that rotates and writes the cache, and of the `paged_attention` that alone reads its result; None where attention
     cannot rotate."""
-    if not _fits(rope, attention):
-        return None
-    rotated = rotated_by_attention(attention)
+    rotated = rotated_to(rope, attention)
     if not rotated:
         return None
     return LOWERINGS[rope.op].lower(replace(rope, rotated=rotated)), paged_attention(
         replace(attention, rotation=rope["cos_sin"], interleaved=bool(rope.attrs["interleaved"]))
     )
+
+
+def rotated_to(rope: OpCall, attention: OpCall) -> Dim:
+    """How many of a step's first tokens that attention rotates and writes to the cache; 0 where it cannot. The arguments are those of
+    `rotate_in_attention`."""
+    return rotated_by_attention(attention) if _fits(rope, attention) else 0
 
 
 def rotates_in_lane(rotary_dim: int, head_dim: int, interleaved: bool) -> bool:

@@ -7,17 +7,20 @@ are a norm and the product that alone reads it, which may normalize.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeVar
 
 from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import Op
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
-from trtllm_kernels.dialect.types import TensorSpec
-from trtllm_kernels.lowering import LOWERINGS, describe, norm_in_product, normed_to, rotate_in_attention
+from trtllm_kernels.dialect.types import Dim, TensorSpec
+from trtllm_kernels.lowering import LOWERINGS, describe, norm_in_product, normed_to, rotate_in_attention, rotated_to
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.tactics import Tactic, key
+
+_Answer = TypeVar("_Answer")
 
 
 def select_tactics(
@@ -46,17 +49,37 @@ def norms_in_products(
 ) -> dict[str, int]:
     """Names of the norms that the product behind each takes itself, and in steps of up to how many tokens. The arguments are those of
     `select_tactics`."""
+    return _of_pairs(normed_to, _norms(ops, outputs), ops, specs, arch, gpu)
+
+
+def rotations_in_attention(
+    ops: Sequence[Op], specs: Mapping[str, TensorSpec], arch: str, gpu: str = "", outputs: Sequence[str] = ()
+) -> dict[str, Dim]:
+    """Names of the ops that rotate and write the cache, and for how many of a step's first tokens the attention behind each does so. The
+    arguments are those of `select_tactics`."""
+    return _of_pairs(rotated_to, _rotations(ops, outputs), ops, specs, arch, gpu)
+
+
+def _of_pairs(
+    ask: Callable[[OpCall, OpCall], _Answer],
+    pairs: Iterable[tuple[str, str]],
+    ops: Sequence[Op],
+    specs: Mapping[str, TensorSpec],
+    arch: str,
+    gpu: str,
+) -> dict[str, _Answer]:
+    """What `ask` says of each of these pairs of ops, by the name of the first, where that is not 0. Pairs alike are asked for once."""
     named = {op.name: op for op in ops}
-    known: dict[tuple[str, ...], int] = {}
-    found: dict[str, int] = {}
-    for pair in _norms(ops, outputs):
+    known: dict[tuple[str, ...], _Answer] = {}
+    found: dict[str, _Answer] = {}
+    for pair in pairs:
         both = [named[name] for name in pair]
         shapes = tuple(_key(op, specs) for op in both)
         if shapes not in known:
-            norm, product = (_describe(op, specs, arch, gpu, None) for op in both)
-            known[shapes] = normed_to(norm, product)
+            first, second = (_describe(op, specs, arch, gpu, None) for op in both)
+            known[shapes] = ask(first, second)
         found[pair[0]] = known[shapes]
-    return {name: most for name, most in found.items() if most}
+    return {name: answer for name, answer in found.items() if answer}
 
 
 def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str, chosen: Mapping[str, Tactic] | None) -> OpCall:
