@@ -100,12 +100,18 @@ def cubins() -> dict[str, object]:
     return dict(compiled_once([spec for one in all_lowered() for spec in one.kernels], "sm_90"))
 
 
+def on_gpu(lowered: Lowered, named: dict[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
+    """Copies of `named`, and poisoned scratch memory for steps of up to so many tokens."""
+    tensors = {name: copied(value, "cuda") for name, value in named.items()}
+    for name, spec in lowered.workspaces.items():
+        tensors[name] = torch.empty([evaluate(dim, {"T": tokens}) for dim in spec.shape], dtype=DTYPES[spec.dtype], device="cuda")
+        tensors[name].view(torch.uint8).fill_(0xFF)
+    return tensors
+
+
 def run(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, cubins: dict[str, object]) -> dict[int, torch.Tensor]:
     """The result at every number of tokens, from buffers of the largest step."""
-    tensors = {name: copied(value, "cuda") for name, value in {**named, "out0": y}.items()}
-    for name, spec in lowered.workspaces.items():
-        tensors[name] = torch.empty([evaluate(dim, {"T": max(TOKENS)}) for dim in spec.shape], dtype=DTYPES[spec.dtype], device="cuda")
-        tensors[name].view(torch.uint8).fill_(0xFF)
+    tensors = on_gpu(lowered, {**named, "out0": y}, max(TOKENS))
     program = BoundProgram([lowered], tensors.__getitem__, cubins)  # type: ignore[arg-type]
     results = {}
     for tokens in TOKENS:
@@ -139,7 +145,7 @@ def test_products_equal_their_references(op: str, scheme: Packed, epilogue: dict
 def test_products_that_take_a_norm_equal_the_two_ops(op: str, scheme: Packed, tactic: dict[str, int], cubins: dict[str, object]) -> None:
     """The same bits again and again; what the norm would have left is read by nothing."""
     both = case_of_norm(op, scheme, tactic)
-    tensors = {name: copied(value, "cuda") for name, value in {**both.named, "out0": both.expected}.items()}
+    tensors = on_gpu(both.product, {**both.named, "out0": both.expected}, 8)
     tensors["x"].view(torch.uint8).fill_(0xFF)
     program = BoundProgram([both.product], tensors.__getitem__, cubins)  # type: ignore[arg-type]
     out = tensors["out0"]
