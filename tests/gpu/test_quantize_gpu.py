@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from samples import BatchShape, code_steps, fp8_sample, sample
 from trtllm_engines.accuracy.likelihood import likelihood
+from trtllm_engines.calibration.gptq import DAMPING, best_damping
+from trtllm_engines.calibration.grid import Grid
 from trtllm_engines.calibration.integers import Recipe, quantize_integers
 from trtllm_engines.calibration.perplexity import perplexity
 from trtllm_engines.calibration.quantize import quantize
@@ -107,13 +109,30 @@ def test_perplexities_are_the_cpus(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [("int4", "awq"), ("int4", "gptq"), ("int8_sq", "smoothquant")], ids="-".join)
 def test_integers_calibrated_on_the_gpu_are_as_near_as_the_cpus(model: Path, tmp_path: Path, asked: tuple[str, str]) -> None:
-    recipe = Recipe(*asked, group_size=64 if asked[0] == "int4" else None)
+    """With one damping: errors are those on the text that was calibrated on, where two dampings that do equally well on another text, so
+    that rounding alone decides between them, differ by half."""
+    recipe = Recipe(*asked, group_size=64 if asked[0] == "int4" else None, damping=DAMPING)
     made = [
         quantize_integers(model, tmp_path / device, recipe, dataset=model.parent / "text.jsonl", length=200, device=device)
         for device in DEVICES
     ]
     for module, error in made[0].errors.items():
         assert made[1].errors[module].output == pytest.approx(error.output, rel=0.1), module
+
+
+@pytest.mark.parametrize("tokens", [64, 2048])
+def test_trials_on_the_gpu_choose_the_cpus_damping(tokens: int) -> None:
+    """Of 128 inputs: much with a short text, little with a long one."""
+    mix, rest = torch.randn(128, 128, generator=seeded(9)), torch.logspace(0, -0.5, 128)
+    halves = [torch.randn(tokens // 2, 128, generator=seeded(seed)) * rest @ mix for seed in (3, 4)]
+    half, other = (x.T @ x / len(x) for x in halves)
+    weight, gram = torch.randn(64, 128, generator=seeded(1)), (half + other) / 2
+    cpu, cuda = (best_damping(weight.to(one), gram.to(one), half.to(one), 0.5, Grid(4, 32)) for one in DEVICES)
+    assert cuda == cpu
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def test_an_engine_is_scored_as_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
