@@ -327,6 +327,13 @@ def test_a_dataset_that_cannot_be_used_is_one_sentence(tmp_path: Path, content: 
         text.windows(path, None, length=8, vocab_size=97)
 
 
+def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
+    """As those of NVIDIA's own tool often are: taken for plain text, they would be calibrated on with all their braces."""
+    path = tmp_path / "d.json"
+    path.write_text('{"input_ids": [5, 6, 7]}\n{"input_ids": [8, 9]}\n')
+    assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
+
+
 def test_input_that_cannot_be_quantized_is_one_sentence(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", "one layer")
     dataset = tmp_path / "samples.jsonl"

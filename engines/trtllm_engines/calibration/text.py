@@ -33,7 +33,7 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
         content = read_text(path, MOST_BYTES).removeprefix("\ufeff")
     except FileNotFoundError:
         raise EngineError(f"dataset {path} cannot be read: there is no such file") from None
-    if path.suffix == ".jsonl":
+    if path.suffix in (".jsonl", ".json"):
         samples = [
             _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
         ]
