@@ -326,7 +326,7 @@ def test_another_engine_is_not_taken_for_ours() -> None:
 
 
 def test_every_published_figure_has_a_source_and_a_method() -> None:
-    assert len(published.load()) == 268 + 39 + 503
+    assert len(published.load()) == 268 + 43 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
     assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
 
