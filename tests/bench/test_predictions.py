@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
+from trtllm_bench.analysis.cells import plans_of
 from trtllm_bench.analysis.model_errors import (
     OwnError,
     PeerPoint,
@@ -186,3 +187,16 @@ def test_a_b200s_figures_are_judged_by_its_data_sheet() -> None:
     too_fast = judge(Claim("B200", "llama-3.1-8b", "bf16", 128, 128, 200_000))
     assert too_fast is not None
     assert too_fast.limit == 2250e12
+
+
+def test_a_checkpoint_of_several_schemes_is_predicted_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mixed` has no scheme by name: each product has the checkpoint's."""
+    model = Path(__file__).parents[1] / "engines" / "data" / "quantized" / "llmcompressor-mixed"
+    asked = ["sweep", "--predict", "--gpu", "h200", "--model", str(model), "--batch-size", "1", "--isl", "8", "--osl", "4"]
+    assert main([*asked, "--out", str(tmp_path / "o")]) == 0
+    assert "choose" not in capsys.readouterr().err
+    (row,) = Store(tmp_path / "o").rows()
+    assert (row.status, row.cell.precision) == ("ok", "mixed")
+    measured = replace(row, cell=replace(row.cell, target="native"))
+    dtypes = {scheme.weights.dtype for scheme in plans_of(measured)[0].schemes.values() if scheme.weights is not None}
+    assert dtypes == {"int4", "int8"}

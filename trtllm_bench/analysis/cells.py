@@ -13,12 +13,13 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.hardware import Hardware, published_for
 from trtllm_bench.targets.registry import is_own
+from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.quantization.registry import MIXED, definition
-from trtllm_engines.quantization.scheme import WIDE
+from trtllm_engines.quantization.scheme import WIDE, QuantPlan
 from trtllm_results.gpus import has_sheet_rates
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
@@ -118,6 +119,15 @@ def _earlier(environment: Environment) -> bool:
     return constants.earlier and (revision.startswith(constants.revisions) if revision else constants.fitted)
 
 
+def quantization_of(
+    model: str, precision: str, kv_dtype: str, arches: tuple[str, ...] = (), context_attention: str = WIDE
+) -> str | QuantPlan:
+    """What `compile_model` takes: `precision`, but that of a checkpoint of several schemes, which has none by name, its own plan."""
+    path = resolve_model(model).path
+    own = definition(precision).name == MIXED and path is not None
+    return plan_for(path, precision, kv_dtype, arches=arches, context_attention=context_attention) if own else precision
+
+
 @lru_cache(maxsize=16)
 def _compiled(
     model: str, precision: str, profile: Profile, attention: tuple[str, str], layout: ParallelLayout, stage: int, every_row: bool
@@ -127,7 +137,7 @@ def _compiled(
     config, weights = resolve_model(model).config, {"kind": "dummy", "seed": 0}
     return compile_model(
         config,
-        precision,
+        quantization_of(model, precision, kv_dtype, context_attention=context),
         profile,
         weights_source=weights,
         kv_dtype=kv_dtype,

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from trtllm_bench.analysis.cells import hardware_of, layout_of
+from trtllm_bench.analysis.cells import hardware_of, layout_of, quantization_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for
 from trtllm_bench.analysis.step_constants import constants_for
@@ -111,10 +111,10 @@ def _plans(engine: EngineSpec, hardware: Hardware) -> tuple[list[Plan], Exceptio
         config = resolve_model(model_of(engine)).config
         source = {"kind": "dummy", "seed": 0}
         arches = (hardware.arch,) if hardware.arch else ("cpu",)
-        precision = str(engine.precision)
         layout = ParallelLayout(engine.tp, engine.pp, engine.nnodes or 1)
         hosts_of(layout, hardware)
         types = {"kv_dtype": engine.kv_dtype, "context_attention": engine.context_attention or WIDE}
+        precision = quantization_of(model_of(engine), str(engine.precision), arches=arches, **types)
         settings: dict[str, Any] = {"arches": arches, "weights_source": source, "layout": layout, **types}
         return [compile_model(config, precision, profile, stage=stage, **settings).plan for stage in range(layout.pp)], None
     except ValueError as error:
