@@ -41,7 +41,7 @@ DECODE_SHORT = "decode_short"
 value of that."""
 DECODE_ROTATES = "decode_rotates"
 """Tunable: whether they rotate queries and keys themselves, where they can."""
-MOST_PAGE_BYTES = 16 * 1024
+_MOST_PAGE_BYTES = 16 * 1024
 """Of a KV head's keys and values in a page."""
 _MANY_STAGE_BYTES = 8 * 1024
 """Keys and values that a stage of a persistent kernel holds at most, unless that is fewer than 16 tokens."""
@@ -70,19 +70,15 @@ def decode_cuda_fits(call: OpCall) -> bool:
         and head_dim in (64, 128, 256)
         and page % 16 == 0
         and page <= 64
-        and page_bytes(call) <= MOST_PAGE_BYTES
+        and page_bytes(call) <= _MOST_PAGE_BYTES
         and group <= 8
     )
 
 
 def decode_many_fits(call: OpCall) -> bool:
-    """Whether the persistent kernels fit."""
-    return decode_cuda_fits(call) and persistent_takes(call["kv_cache"].size(5), call["kv_cache"].dtype)
-
-
-def persistent_takes(head_dim: int, dtype: str) -> bool:
-    """Whether the persistent kernels take heads so cached: rows are whole lines of 128 bytes."""
-    return bytes_of(head_dim, dtype) % 128 == 0
+    """Whether the persistent kernels fit: rows of the cache are whole lines of 128 bytes."""
+    cache = call["kv_cache"]
+    return decode_cuda_fits(call) and bytes_of(cache.size(5), cache.dtype) % 128 == 0
 
 
 def decode_many_tiles(call: OpCall) -> tuple[Candidate, ...]:

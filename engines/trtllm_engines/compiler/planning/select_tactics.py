@@ -71,15 +71,15 @@ def _of_pairs(
     """What `ask` says of each of these pairs of ops, by the name of the first, where that is not 0. Pairs alike are asked for once."""
     named = {op.name: op for op in ops}
     known: dict[tuple[str, ...], _Answer] = {}
-    found: dict[str, _Answer] = {}
+    answers: dict[str, _Answer] = {}
     for pair in pairs:
         both = [named[name] for name in pair]
         shapes = tuple(_key(op, specs) for op in both)
         if shapes not in known:
             first, second = (_describe(op, specs, arch, gpu, None) for op in both)
             known[shapes] = ask(first, second)
-        found[pair[0]] = known[shapes]
-    return {name: answer for name, answer in found.items() if answer}
+        answers[pair[0]] = known[shapes]
+    return {name: answer for name, answer in answers.items() if answer}
 
 
 def _describe(op: Op, specs: Mapping[str, TensorSpec], arch: str, gpu: str, chosen: Mapping[str, Tactic] | None) -> OpCall:
