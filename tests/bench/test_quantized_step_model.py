@@ -67,7 +67,7 @@ def test_the_kinds_of_products_are_those_of_the_kernels_launched(precision: str,
     [("int4", (15.4, 10.8)), ("w4a8", (15.1, 9.1)), ("int8_wo", (30.1, 16.0)), ("mxfp4_wo", (22.6, 13.3)), ("nvfp4_wo", (29.5, 16.3))],
 )
 def test_one_token_takes_what_single_kernels_measured(precision: str, us: tuple[float, float]) -> None:
-    """gate_up and down chained on one H200 (docs/facts/kernels-gemm.md); whole runs moved the constants from there by up to a quarter."""
+    """gate_up and down chained on an H200 (docs/facts/kernels-packed-gemm.md); whole runs moved the constants by up to a quarter."""
     plan = plan_of(precision)
     model, costs = StepModel(plan, published("h200")), products(plan, 1)
     for name, measured_us in zip(("silu_mul", "down_proj"), us, strict=True):

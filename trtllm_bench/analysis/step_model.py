@@ -237,7 +237,7 @@ class StepModel:
 
     def _in_fp8(self, cost: OpCost, time: str) -> OpCost:
         """Attention of prompts in fp8, as 16-bit FLOP that take the same time: exponentials and the softmax bind it more than products do.
-        Joules fall as time does (docs/facts/kernels-attention.md)."""
+        Joules fall as time does (docs/facts/kernels-prefill-attention.md)."""
         return replace(cost, flop=cost.flop * self.constants.prefill_time[time], compute="fp16")
 
     def _operands(self, cost: OpCost) -> dict[str, TensorSpec]:

@@ -171,7 +171,7 @@ def _leaves_room(call: OpCall, dtype: str, head_dim: int) -> bool:
 
 def _decode_tile(dtype: str, tile_bytes: int, group: int) -> dict[str, int]:
     """Where a page's keys are 4 KB of codes, one warp that reads page numbers a step ahead keeps three pages in flight, and no warp waits
-    for another (docs/facts/kernels-attention.md)."""
+    for another (docs/facts/kernels-decode-attention.md)."""
     if bits_of(dtype) == 8 and tile_bytes <= 4096 and group <= 8:
         return {"decode_warps": 1, "decode_stages": 4, "decode_pages": 1, "decode_ahead": 1}
     stages = {32: 3, 8: 6}.get(bits_of(dtype), 4)

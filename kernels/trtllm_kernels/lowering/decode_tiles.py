@@ -4,7 +4,7 @@ A tile says how many blocks share a sequence and KV head, how many warps a block
 should be on the GPU at once, in a wave that is nearly full: blocks are placed where room is first, so a wave that half fills the SMs fills
 some of them and leaves others idle, and a second wave of a few blocks takes as long as the first. Of short sequences what counts besides is
 that the next kernel's weights need the room; of long ones, that warps are enough to multiply pages as fast as memory brings them. Chosen by
-layers and whole steps on an H200 (docs/facts/kernels-attention.md).
+layers and whole steps on an H200 (docs/facts/kernels-decode-attention.md).
 """
 
 from __future__ import annotations

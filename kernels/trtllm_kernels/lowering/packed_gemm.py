@@ -45,7 +45,7 @@ _SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "fp8": 3, "uint8": 4}
 _SM_BYTES, _RESERVED_BYTES = 228 * 1024, 1024
 _NORMED = 2
 """Tokens whose norm products take by default: each block has whole rows for it, and at 4 tokens steps are slower than with the norms'
-kernels (docs/facts/kernels-gemm.md)."""
+kernels (docs/facts/kernels-packed-gemm.md)."""
 _MANY_TIMES = 4
 """x has a ring of its own where its step has more than so many times the bytes of the weight's."""
 _X_IN_FLIGHT = 2048

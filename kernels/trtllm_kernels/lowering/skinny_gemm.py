@@ -120,7 +120,7 @@ def skinny_cuda_fits(call: OpCall) -> bool:
 
 
 def _cuda_default(call: OpCall, padded: int) -> dict[str, int]:
-    """Chosen by layers of Llama-3.1-8B and of one of two ranks of Llama-3.1-70B in fp8 on an H200 (docs/facts/kernels-gemm.md).
+    """Chosen by layers of Llama-3.1-8B and of one of two ranks of Llama-3.1-70B in fp8 on an H200 (docs/facts/kernels-skinny-gemm.md).
 
     Where a block per 64 rows would leave every other SM idle, two blocks split K and have an SM each. Where it would leave fewer idle,
     blocks have rows for all SMs, and K is split so that one loads while the other waits for x or ends. Larger weights are divided so that

@@ -6,7 +6,7 @@ they are in flight while the kernels before this one end.
 Elements that a thread loads at once are summed before they are accumulated, so a thread holds one accumulator per load and not one per
 element. That leaves registers for as many threads per SM as keep enough weights in flight.
 Faster than cuBLASLt on an H100 in fp8. From two rows of x on, tensor cores are faster, and on an H200 from one on where the weight has rows
-for all SMs (`skinny_gemm.cu`, docs/facts/kernels-gemm.md). Which tile is best is decided by whole steps (`lowering/gemm.py`).
+for all SMs (`skinny_gemm.cu`, docs/facts/kernels-skinny-gemm.md). Which tile is best is decided by whole steps (`lowering/gemm.py`).
 
 Rejected: prefetching into L2 what comes after those tiles, and the next GEMM's weight, while waiting (docs/facts/decode-steps.md).
 """

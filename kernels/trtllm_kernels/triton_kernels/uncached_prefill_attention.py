@@ -2,7 +2,7 @@
 
 They are contiguous in the rotated QKV rows, so whole tiles come by TMA, and they are exact even where the cache is fp8. A program is one
 tile of tokens of one query head; late tiles (the longest) start first. On an H100 this is faster than reading pages
-(docs/facts/kernels-attention.md). Chunks with a cached past are left to `context_attention`.
+(docs/facts/kernels-prefill-attention.md). Chunks with a cached past are left to `context_attention`.
 
 When it runs concurrently with decode attention (`lowering/attention.py`), one program per SM walks the tiles. It leaves the rest of every
 SM to that kernel, which waits for memory, and computes in the meantime.
