@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def command(
       trtllm-bench kernels attention --model llama-3.1-8b --precision fp8
       trtllm-bench kernels --against published --limit 240 --out ops.json
     """
-    from trtllm_bench.machine import arch_of, gpus
+    from trtllm_bench.machine import arch_of
     from trtllm_bench.micro.results import Run, judge
     from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
     from trtllm_bench.micro.show import print_findings, print_results
@@ -74,9 +74,7 @@ def command(
         return
     selection = KernelSelection(model, precision, parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
-    devices = gpus()
-    if not devices:
-        raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+    gpu = _gpu()
 
     from trtllm_bench.micro.bench import Bench
     from trtllm_bench.micro.timing import CuptiTimer
@@ -90,7 +88,7 @@ def command(
     environment = Environment.capture(use_gpu=True)
     hardware, notes = ceilings_for(environment)
     prime("cuda")
-    bench = Bench(model, selection.precision, arch_of(devices[0]), cases_of(selection), page_size, kv_dtype=kv_dtype)
+    bench = Bench(model, selection.precision, arch_of(gpu), cases_of(selection), page_size, kv_dtype=kv_dtype)
     results = run(
         selection,
         bench,
@@ -118,6 +116,16 @@ def command(
         raise typer.Exit(code)
 
 
+def _gpu() -> dict[str, Any]:
+    """The GPU that is measured."""
+    from trtllm_bench.machine import gpus
+
+    devices = gpus()
+    if not devices:
+        raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+    return devices[0]
+
+
 def _given(context: typer.Context, names: Sequence[str]) -> str:
     """The first of these parameters that the command line gave, as it is written there."""
     parameters = {one.name: one for one in context.command.params}
@@ -132,14 +140,12 @@ SAVED_EVERY = 20
 
 
 def _beside_published(ops: str, limit: int, page_size: int, noise: float, seconds: float, record: Path | None, plot: Path | None) -> None:
-    from trtllm_bench.machine import arch_of, gpus
+    from trtllm_bench.machine import arch_of
     from trtllm_results.compare import published_ops
     from trtllm_results.record.environment import Environment
     from trtllm_results.store.files import check_writable
 
-    devices = gpus()
-    if not devices:
-        raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
+    gpu = _gpu()
     check_writable(record, plot)
     environment = Environment.capture(use_gpu=True)
     published = published_ops.by_shape(environment.device)
@@ -154,7 +160,7 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
 
     console = plain_console()
     chosen = published_ops.sample(able, limit)
-    groups, arch = groups_of(chosen), arch_of(devices[0])
+    groups, arch = groups_of(chosen), arch_of(gpu)
     console.print(f"{len(chosen):,} of {len(able):,} shapes; compiling the kernels of {len(groups)} plans", style="dim")
     with build_progress() as report:
         compile_groups(groups, arch, page_size, partial(report, "kernels"))
