@@ -48,15 +48,15 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Every test that needs no GPU, a file at a time on each of two cores. Without a browser, and outside CI, those of the dashboard in one
-    are left out."""
+    """Every test that needs no GPU, a file at a time on each of two cores, in the files' order: the last are short, so both cores end at
+    the same time. Without a browser, and outside CI, those of the dashboard in one are left out."""
     install(session, "test")
     chosen = "not gpu and not gpu2"
     if not (os.environ.get("CI") or os.environ.get("TRTLLM_BENCH_CHROMIUM") or any(map(shutil.which, BROWSERS))):
         session.warn("no Chromium here: the dashboard's browser tests are left out (apt-get install chromium brings them back)")
         chosen = "not gpu and not gpu2 and not browser"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run(session, "pytest", "-m", chosen, "-n", "2", "--dist", "loadfile", *session.posargs)
+    run(session, "pytest", "-m", chosen, "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *session.posargs)
 
 
 @nox.session(venv_backend="none")
