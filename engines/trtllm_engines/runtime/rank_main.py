@@ -21,7 +21,7 @@ import torch.distributed as dist
 from trtllm_engines.compiler.fingerprint import CPU, detect_target
 from trtllm_engines.engine.folder import load_engine
 from trtllm_engines.runtime import rank_trace, wire
-from trtllm_engines.runtime.batch import StepHandle
+from trtllm_engines.runtime.batch import StepHandle, StepRunner
 from trtllm_engines.runtime.group import group_for, link_for
 from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.nccl_watch import NcclWatch
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
     if size > 1:
         dist.init_process_group("gloo")
     trace = RankTrace(rank, on_gpu, options.recorder, options.detail)
-    tp, stages = options.tp, size // options.tp
+    tp = options.tp
     engine = load_engine(options.engine, detect_target(gpu) if on_gpu else None, verify="sizes", stage=rank // tp)
     layout = engine.plan.parallel
     watch = NcclWatch(lambda reason: ring.fail(local, reason)) if on_gpu and layout.nnodes > 1 else None
@@ -80,22 +80,29 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
         link=link_for(layout, on_gpu),
     )
     trace.observe(runner)
-    answers = rank == (stages - 1) * tp
     if size > 1:
         dist.barrier()
     ring.ready(local, runner.num_pages)
+    _serve(ring, local, runner, trace, Ancestors(options.controller), answers=rank == size - tp)
+    if watch is not None:
+        watch.stop()
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def _serve(ring: StepRing, local: int, runner: StepRunner, trace: RankTrace, ancestors: Ancestors, answers: bool) -> None:
+    """Runs the steps that come, and obeys what the recorder is told between them, until no more come. `answers`: whether this is the
+    first rank of the last stage, which alone is listened to."""
     flights: deque[tuple[int, StepHandle]] = deque()
     number = 0
 
     def land(all_of_them: bool = False) -> None:
-        """Answers steps that are done; the first rank of the last stage alone is listened to."""
+        """Answers steps that are done."""
         while flights and (all_of_them or flights[0][1].done()):
             landed, handle = flights.popleft()
             output = handle.result()
             if answers:
                 ring.reply(landed, wire.encode_output(output))
-
-    ancestors = Ancestors(options.controller)
 
     def wait() -> None:
         land()
@@ -120,10 +127,6 @@ def _run(options: argparse.Namespace, rank: int, local: int, size: int, ring: St
             land()
             time.sleep(20e-6)
     land(all_of_them=True)
-    if watch is not None:
-        watch.stop()
-    if size > 1:
-        dist.destroy_process_group()
 
 
 class Ancestors:
