@@ -200,9 +200,11 @@ class FolderWeights(ABC):
         return float(self._checked_scale(codes, name).max()) * 448.0
 
     def kv_scale(self, name: str) -> float:
-        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors."""
+        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors; before these had names, `k_proj.output_scale`, or
+        `self_attn.kv_scale` for keys and values."""
         module, _, leaf = name.rpartition(".")
-        stored = self._stored_scale(name, f"{module.rpartition('.')[0]}.{leaf}")
+        attention = module.rpartition(".")[0]
+        stored = self._stored_scale(name, f"{attention}.{leaf}", f"{module}.output_scale", f"{attention}.kv_scale")
         return 1.0 if stored is None else stored
 
     def input_scale(self, name: str) -> float:
@@ -251,9 +253,9 @@ class FolderWeights(ABC):
         return not self._is_wide(name) and len(self.header(name)[1]) > 1 and "weight" in name.rpartition(".")[2]
 
     def _codes_within(self, module: str) -> str | None:
-        """A tensor of `module` that is stored as codes, whatever its tool calls it."""
-        within = (one for one in sorted(self._shard_of) if one.startswith(f"{module}."))
-        return next((one for one in within if not self._is_wide(one) and len(self.header(one)[1]) > 1), None)
+        """A tensor of `module` that is stored as codes, whatever its tool calls it: a matrix where there is one."""
+        within = [one for one in sorted(self._shard_of) if one.startswith(f"{module}.") and not self._is_wide(one)]
+        return next((one for one in within if len(self.header(one)[1]) > 1), next(iter(within), None))
 
     def _is_wide(self, name: str) -> bool:
         """Whether a stored tensor is numbers, and not codes: bitsandbytes may keep its bytes in words of a wide type."""
