@@ -334,6 +334,31 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
 
 
+@pytest.mark.parametrize("name", ["d.csv", "d.TSV", "d.parquet"])
+def test_a_table_is_not_read_as_a_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("id,text\n1,Once upon a time\n")
+    with pytest.raises(EngineError, match=r"is a table, whose rows would be read as one text; give text, or JSON lines"):
+        text.windows(tmp_path / name, None, length=8, vocab_size=97)
+
+
+def test_a_link_as_output_is_followed(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "one layer")
+    (tmp_path / "samples.jsonl").write_text('{"input_ids": [5, 6, 7]}\n')
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    quantize(folder, tmp_path / "out", dataset=tmp_path / "samples.jsonl")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "model", "one layer")
+    (tmp_path / "samples.jsonl").write_text('{"input_ids": [5, 6, 7]}\n')
+    monkeypatch.setattr(ranges, "measure", None)
+    with pytest.raises(EngineError, match=r"cannot write the checkpoint to .*samples\.jsonl/out"):
+        quantize(folder, tmp_path / "samples.jsonl" / "out", dataset=tmp_path / "samples.jsonl")
+
+
 def test_input_that_cannot_be_quantized_is_one_sentence(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", "one layer")
     dataset = tmp_path / "samples.jsonl"

@@ -9,7 +9,7 @@ import torch
 
 from trtllm_engines.calibration import export, ranges, text
 from trtllm_engines.calibration.integers import METHODS
-from trtllm_engines.calibration.new_folder import check_new, new_folder
+from trtllm_engines.calibration.new_folder import new_folder
 from trtllm_engines.calibration.probe import Probe, Progress
 from trtllm_engines.calibration.ranges import Ranges
 from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
@@ -62,15 +62,13 @@ def quantize(
     source = resolve_model(model)
     if source.path is None or not source.path.is_dir():
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
-    check_new(out)
     windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=samples, vocab_size=source.config.vocab_size)
     wide = "fp32" if device == "cpu" else "bf16"
-    with torch.inference_mode():
+    with torch.inference_mode(), new_folder(out) as folder:
         probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
         measured = ranges.measure(probe, windows, progress)
         chosen = definition(precision)
         checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, measured, chosen, quantize_cache=kv_dtype == "fp8")
         del probe
-        with new_folder(out) as folder:
-            nbytes = export.write(checkpoint, source.path, folder, progress)
+        nbytes = export.write(checkpoint, source.path, folder, progress)
     return Quantized(measured, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)
