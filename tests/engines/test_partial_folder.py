@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_engines import partial_folder as module
 from trtllm_engines.partial_folder import partial_folder
 
 
@@ -29,7 +30,8 @@ def test_a_folder_is_gone_where_it_was_not_renamed(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     writes = (
         "import sys, pathlib\n"
-        "from trtllm_engines.partial_folder import partial_folder\n"
+        f"sys.path.insert(0, {str(Path(module.__file__).parent)!r})\n"  # alone: the package would load torch
+        "from partial_folder import partial_folder\n"
         "with partial_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('half'); print(folder, flush=True); sys.stdin.read()"
     )
