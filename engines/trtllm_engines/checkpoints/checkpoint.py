@@ -11,7 +11,8 @@ import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from errno import ENOMEM
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ from trtllm_engines.quantization.scheme import Codes
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+_MOST_MAPPED = 2
+"""Shards of safetensors at once: tensors that are merged may be in two."""
 _TORCH_DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -295,21 +298,35 @@ _PLAIN = {dtype: (Codes(name, "tensor"), Codes(name, "row")) for dtype, name in 
 
 
 class SafetensorsWeights(FolderWeights):
+    """A shard is its headers, by name. Few are mapped at a time: a model may be larger than the memory that a process may map."""
+
     kind, index, pattern = "safetensors", INDEX, "*.safetensors"
 
+    def __init__(self, folder: Path) -> None:
+        self._mapped = lru_cache(maxsize=_MOST_MAPPED)(_safe_open)
+        super().__init__(folder)
+
     def _open(self, path: Path) -> Any:
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+        shard = self._mapped(path)
+        entries = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (as above)
+        return {name: (str(entry.get_dtype()), tuple(entry.get_shape())) for name, entry in entries.items()}
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
-        entry = self._shards[self._shard_of[name]].get_slice(name)
-        return str(entry.get_dtype()), tuple(entry.get_shape())
+        header: tuple[str, tuple[int, ...]] = self._shards[self._shard_of[name]][name]
+        return header
 
     def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        tensor: Tensor = self._mapped(self._shard_of[name]).get_tensor(name)
         return tensor
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == ENOMEM:
+            raise MemoryError(f"{path} cannot be mapped into memory") from error
+        raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
 
 
 class TorchWeights(FolderWeights):
