@@ -46,7 +46,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         _say("; ".join(part for part in (sentence_for(error), interrupts.kept()) if part))
         return USAGE if error.errno in MISTAKEN_PATHS else FAILURE
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+    allocation = any(said in str(error) for said in ("DefaultCPUAllocator", "Cannot allocate memory"))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocation:
         detail = " ".join(str(error).split())[:200]
         _say(f"out of memory{f' ({detail})' if detail else ''}; try a smaller --max-batch-size, --max-seq-len, model or file")
         return FAILURE

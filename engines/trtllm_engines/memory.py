@@ -54,7 +54,7 @@ def allocating(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise _out_of_memory(what) from error
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error) and "can't allocate memory" not in str(error):
+        if not any(said in str(error) for said in ("DefaultCPUAllocator", "can't allocate memory", "Cannot allocate memory")):
             raise
         raise _out_of_memory(what) from error
 

@@ -245,3 +245,10 @@ def test_a_share_above_its_ceiling_is_a_warning() -> None:
     (warning,) = doubtful({"mfu": 0.91, "mfu_prefill": 1.485})
     assert "mfu_prefill is 148%" in warning
     assert "ceilings --again" in warning
+
+
+def test_int8_has_at_least_the_ceiling_of_fp8() -> None:
+    """Tensor cores multiply both at one rate; the library that is measured does not."""
+    ceilings = Ceilings("test", {"fp8": 1.2e15, "int8": 0.87e15, "bf16": 0.7e15}, 1e12, 1e12, 1.0, "k")
+    assert [ceilings.peak(one) for one in ("int8", "fp8", "bf16", "fp4")] == [1.2e15, 1.2e15, 0.7e15, 0.0]
+    assert Ceilings("test", {"int8": 0.5e15}, 1e12, 1e12, 1.0, "k").peak("int8") == 0.5e15, "an A100 has no fp8"

@@ -81,6 +81,9 @@ def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Pat
     assert set(rows) == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     assert all(row[1] == "2" and 0.02 < float(row[2]) < 0.2 and 0 < float(row[3]) < 0.2 for row in rows.values())
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line and "calibrated" not in line) <= 80
+    again = ["--precision", "int8_wo", "--out", tmp_path / "again", "--device", "cpu"]
+    assert f"note: {out} is quantized already (int4), and its values are rounded a second time" in run(capsys, "quantize", out, *again)[2]
+    assert run(capsys, "quantize", model, *again[:3], tmp_path / "first", "--device", "cpu")[2] == ""
     stated = json.loads((out / "config.json").read_text())["quantization_config"]
     assert (stated["format"], stated["config_groups"]["group_0"]["weights"]["group_size"]) == ("pack-quantized", 32)
     for flags, says in (

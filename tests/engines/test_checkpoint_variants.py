@@ -330,11 +330,15 @@ def test_a_configuration_that_quantizes_nothing(tmp_path: Path, config: dict[str
     assert default_precision(tmp_path, gpu=False) == precision
 
 
-@pytest.mark.parametrize("leaf", ["W_q", "weight._data", "codes"], ids=["HQQ", "Quanto", "AQLM"])
-def test_codes_that_are_called_otherwise_are_named(tmp_path: Path, leaf: str) -> None:
+@pytest.mark.parametrize(
+    ("leaf", "shape"),
+    [("W_q", (64, 64)), ("weight._data", (64, 64)), ("codes", (64, 64)), ("dense_weights", (512,))],
+    ids=["HQQ", "Quanto", "AQLM", "SpQR"],
+)
+def test_codes_that_are_called_otherwise_are_named(tmp_path: Path, leaf: str, shape: tuple[int, ...]) -> None:
     def renamed(stored: Tensors) -> None:
         del stored[f"{QUERY}.weight_scale"], stored[f"{QUERY}.weight_packed"], stored[f"{QUERY}.weight_shape"]
-        stored[f"{QUERY}.{leaf}"] = torch.zeros((64, 64), dtype=torch.int8)
+        stored[f"{QUERY}.{leaf}"] = torch.zeros(shape, dtype=torch.int8)
 
     folder = changed(tmp_path, "llmcompressor-w8a16", renamed, quant_method="another")
     with pytest.raises(EngineError, match=rf"q_proj\.{leaf}: its I8 values in .* are codes of .*q_proj\.weight, quantized by another"):
@@ -345,4 +349,48 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     folder = changed(tmp_path, "llmcompressor-w8a16", lambda stored: None, sparsity_config={"format": "sparse-24-bitmask"})
     for act in (lambda: default_precision(folder, gpu=False), lambda: values(folder, QUERY, (64, 64)), lambda: values(folder, "a", (1, 1))):
         with pytest.raises(EngineError, match=r"sparse weights|are codes"):
+            act()
+
+
+def test_zero_points_of_a_byte_each(tmp_path: Path) -> None:
+    """As compressed-tensors stored those of groups before it packed them."""
+    name = "llmcompressor-w4a16-asym-gptq"
+
+    def unpacked(stored: Tensors) -> None:
+        for key in [key for key in stored if key.endswith("weight_zero_point")]:
+            rows = stored[key.replace("zero_point", "scale")].shape[0]
+            octets = stored[key].T.contiguous().view(torch.uint8)
+            nibbles = torch.stack((octets & 15, octets >> 4), -1).flatten(-2).T[:rows]
+            stored[key] = (nibbles.to(torch.int8) - 8).contiguous()
+
+    folder, expected = changed(tmp_path, name, unpacked), dense(name)[f"{QUERY}.weight"]
+    torch.testing.assert_close(values(folder, QUERY, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spelling", ["k_proj.k_scale", "k_scale", "k_proj.output_scale", "kv_scale"])
+def test_the_scale_of_cached_keys_under_each_of_its_names(tmp_path: Path, spelling: str) -> None:
+    attention = f"{LAYER}.self_attn"
+
+    def with_scale(stored: Tensors) -> None:
+        stored[f"{attention}.{spelling}"] = torch.tensor(0.25)
+
+    source = open_weights(changed(tmp_path, "llmcompressor-w8a16", with_scale))
+    assert source.kv_scale(f"{attention}.k_proj.k_scale") == 0.25
+
+
+def test_what_mlx_writes_is_named(tmp_path: Path) -> None:
+    """Its configuration has a place of its own in config.json."""
+
+    def words(stored: Tensors) -> None:
+        for key in [key for key in stored if key.startswith(f"{QUERY}.")]:
+            del stored[key]
+        stored[f"{QUERY}.weight"] = torch.zeros((64, 8), dtype=torch.uint32)
+
+    folder = changed(tmp_path, "llmcompressor-w8a16", words)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = {"group_size": 64, "bits": 4}
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for act in (lambda: default_precision(folder, gpu=False), lambda: values(folder, QUERY, (64, 64))):
+        with pytest.raises(EngineError, match=r"quantized by MLX"):
             act()

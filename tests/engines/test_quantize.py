@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from trtllm_engines.calibration import export, perplexity, ranges, text
+from trtllm_engines.calibration.integers import Recipe, quantize_integers
+from trtllm_engines.calibration.layerwise import Layerwise, Part
 from trtllm_engines.calibration.probe import Probe
 from trtllm_engines.calibration.quantize import Quantized, quantize
+from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
 from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan
 from trtllm_engines.checkpoints.dummy import draw
@@ -125,11 +129,47 @@ def test_ranges_are_the_largest_values_of_the_model_as_written(model: Path, quan
     assert (quantized[1].windows, quantized[1].tokens) == (SAMPLES, 40 + 17 + 64)
 
 
-def test_ranges_do_not_depend_on_how_a_text_is_chunked(model: Path) -> None:
-    ids = [np.asarray(sample, np.int32) for sample in samples(model)]
-    found = [ranges.measure(Probe(model, "fp32", ranges.marks, window=64, chunk=chunk), ids) for chunk in (64, 7)]
-    for whole, chunked in zip(*((*f.inputs.values(), *f.cache.values()) for f in found), strict=True):
-        assert chunked == pytest.approx(whole, rel=1e-4)
+def test_ranges_of_a_text_are_the_largest_of_its_windows(model: Path) -> None:
+    def found(ids: list[Tensor]) -> tuple[float, ...]:
+        layerwise = Layerwise(read_config(model), open_weights(model), [one.numpy().astype(np.int32) for one in ids], "cpu", exact=True)
+        of_text = ranges.measure(layerwise)
+        return (*of_text.inputs.values(), *of_text.cache.values())
+
+    alone = [found([ids]) for ids in samples(model)]
+    for whole, parts in zip(found(samples(model)), zip(*alone, strict=True), strict=True):
+        assert max(parts) == pytest.approx(whole, rel=1e-4)
+
+
+def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a model larger than memory can be calibrated."""
+    folder = model_folder(tmp_path / "model", "llama")
+    alive: list[weakref.ref[Tensor]] = []
+    read = Layerwise.read
+
+    def watched(self: Layerwise, part: Part, *dtype: torch.dtype) -> dict[str, Tensor]:
+        assert not [one for one in alive if one() is not None], "a layer before is still there"
+        tensors = read(self, part, *dtype)
+        alive.extend(weakref.ref(tensor) for tensor in tensors.values())
+        return tensors
+
+    monkeypatch.setattr(Layerwise, "read", watched)
+    monkeypatch.setattr(Probe, "__init__", None)
+    quantize(folder, tmp_path / "out", dataset=tmp_path / "samples.jsonl")
+    assert len(alive) > 18, "nine weights of each of two layers"
+
+
+def test_a_tensor_that_the_model_does_not_read_is_named_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out of the checkpoint it would make another model of it."""
+    folder = model_folder(tmp_path / "model", "llama")
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, "model.layers.1.self_attn.q_proj.bias": torch.ones(64)}, folder / "model.safetensors")
+    monkeypatch.setattr(Layerwise, "run", None)
+    for act in (
+        lambda: quantize(folder, tmp_path / "out", dataset=tmp_path / "samples.jsonl"),
+        lambda: quantize_integers(folder, tmp_path / "out", Recipe("int8_wo")),
+    ):
+        with pytest.raises(EngineError, match=r"has a tensor model\.layers\.1\.self_attn\.q_proj\.bias, which Llama.* does not read"):
+            act()
 
 
 # --- the checkpoint ---
@@ -332,6 +372,31 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text('{"input_ids": [5, 6, 7]}\n{"input_ids": [8, 9]}\n')
     assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.TSV", "d.parquet"])
+def test_a_table_is_not_read_as_a_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("id,text\n1,Once upon a time\n")
+    with pytest.raises(EngineError, match=r"is a table, whose rows would be read as one text; give text, or JSON lines"):
+        text.windows(tmp_path / name, None, length=8, vocab_size=97)
+
+
+def test_a_link_as_output_is_followed(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "one layer")
+    (tmp_path / "samples.jsonl").write_text('{"input_ids": [5, 6, 7]}\n')
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    quantize(folder, tmp_path / "out", dataset=tmp_path / "samples.jsonl")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "model", "one layer")
+    (tmp_path / "samples.jsonl").write_text('{"input_ids": [5, 6, 7]}\n')
+    monkeypatch.setattr(ranges, "measure", None)
+    with pytest.raises(EngineError, match=r"cannot write the checkpoint to .*samples\.jsonl/out"):
+        quantize(folder, tmp_path / "samples.jsonl" / "out", dataset=tmp_path / "samples.jsonl")
 
 
 def test_input_that_cannot_be_quantized_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from trtllm_engines.checkpoints import checkpoint as checkpoint_module
 from trtllm_engines.checkpoints import drawn_sums, open_weights
+from trtllm_engines.checkpoints.checkpoint import SafetensorsWeights
 from trtllm_engines.checkpoints.dummy import DummyWeights, draw
 from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import assemble, check_weights, write_safetensors
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.errors import EngineError
+from trtllm_engines.memory import allocating
 from trtllm_engines.models.llama.gguf import unpermute
 from trtllm_engines.models.presets import resolve_model
 from trtllm_kernels.dialect.types import TensorSpec
@@ -122,6 +126,31 @@ def sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file({name: tensors[name] for name in part}, folder / file)
     index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_few_shards_are_mapped_at_a_time(tmp_path: Path) -> None:
+    """A limit of a process's memory counts what is mapped, and a model may be larger."""
+    places = {f"w{i}": f"model-{i}.safetensors" for i in range(5)}
+    for name, file in places.items():
+        save_file({name: torch.full((4,), float(name[1:]))}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    source = SafetensorsWeights(tmp_path)
+    assert [source.header(name) for name in places] == [("F32", (4,))] * 5
+    for name in [*places, *reversed(places)]:
+        assert source.tensor(name).tolist() == [float(name[1:])] * 4
+        mapped = {file for file in places.values() if f"{tmp_path}/{file}" in Path("/proc/self/maps").read_text()}
+        assert len(mapped) <= 2
+
+
+def test_a_shard_that_memory_cannot_map_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.ones(4)}, tmp_path / "model.safetensors")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(checkpoint_module, "safe_open", full)
+    with pytest.raises(EngineError, match="out of memory while reading"), allocating("reading"):
+        open_weights(tmp_path)
 
 
 def test_shards_are_read_by_name(tmp_path: Path) -> None:

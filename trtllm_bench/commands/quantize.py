@@ -60,6 +60,7 @@ def command(
     from trtllm_bench.targets.native import device_of
     from trtllm_engines.calibration.integers import METHODS, Recipe, named
 
+    _tell_of_codes(model)
     chosen, implied = named(precision)
     text = Text(dataset, calib_size, calib_seq_len, device_of(device))
     of_gptq = {"--act-order": act_order, "--damping": damping}
@@ -81,6 +82,16 @@ def command(
     elif not layout.grid.group:
         _refuse({"--act-order": act_order}, "groups of columns", "a scale is of a whole row")
     _integers(model, out, recipe, text)
+
+
+def _tell_of_codes(model: str) -> None:
+    """Says on standard error where `model` is quantized already."""
+    from trtllm_engines.checkpoints.checkpoint_precision import checkpoint_plan
+
+    stated = checkpoint_plan(model)
+    if stated is not None and any(rule.scheme.weights is not None for rule in stated.rules):
+        said = f"{model} is quantized already ({stated.name}), and its values are rounded a second time"
+        typer.echo(f"note: {said}; quantize the original where there is one", err=True)
 
 
 def _refuse(given: Mapping[str, object], purpose: str, instead: str) -> None:

@@ -51,6 +51,12 @@ class Ceilings:
     nccl_all_reduce_us: Mapping[str, float] = field(default_factory=dict)
     """The same by NCCL."""
 
+    def peak(self, number_format: str) -> float:
+        """FLOP/s, 0 for a format without one. That of int8 is no less than fp8's: tensor cores have one rate for both, and the library
+        whose GEMM is measured reaches two thirds of it in int8."""
+        rate = self.flops_per_s.get(number_format, 0.0)
+        return max(rate, self.flops_per_s.get("fp8", 0.0)) if number_format == "int8" else rate
+
     @property
     def bytes_per_s(self) -> float:
         return max(self.copy_bytes_per_s, self.read_bytes_per_s)

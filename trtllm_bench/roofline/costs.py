@@ -108,7 +108,7 @@ def utilisation(cost: ModelCost, ceilings: Ceilings, log: RequestLog, steps: npt
     of one kind the cache length is taken from the pages in use, each sequence's last page counted half; in prefill steps every prompt is
     taken to be whole.
     """
-    peak = ceilings.flops_per_s.get(cost.compute_dtype, 0.0) * gpus
+    peak = ceilings.peak(cost.compute_dtype) * gpus
     band = ceilings.bytes_per_s * gpus
     done = log.select(log.ok)
     if not len(done) or not len(steps) or band <= 0:

@@ -25,18 +25,17 @@ from trtllm_engines.calibration import text
 from trtllm_engines.calibration.folds import Fold, fold_of
 from trtllm_engines.calibration.gptq import ACT_ORDERS, DAMPING, ActOrder, best_damping, gptq
 from trtllm_engines.calibration.grid import Grid, Rounded
-from trtllm_engines.calibration.layerwise import Layerwise, Part
+from trtllm_engines.calibration.layerwise import Layerwise, Part, quantizable
 from trtllm_engines.calibration.new_folder import new_folder
 from trtllm_engines.calibration.packed import Layout, ShardWriter
 from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.search import Statistics, awq, clipped, output_error, smooth
 from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
-from trtllm_engines.compiler.graph import op_name
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
-from trtllm_engines.quantization.registry import HEAD, definition
+from trtllm_engines.quantization.registry import definition
 from trtllm_kernels.dialect.dtypes import bits_of
 
 _SAMPLE = 2048
@@ -199,11 +198,10 @@ class _Job:
     def _by_input(self, part: Part) -> dict[Node, list[Node]]:
         """The products of a part that are quantized, by the value they read."""
         by_input: dict[Node, list[Node]] = {}
-        for op in part.ops:
-            if op_name(op) == "linear" and part.layer is not None and _weight(op).removesuffix(".weight") != HEAD:
-                value = op.args[0]
-                assert isinstance(value, Node)
-                by_input.setdefault(value, []).append(op)
+        for op, _ in quantizable(part):
+            value = op.args[0]
+            assert isinstance(value, Node)
+            by_input.setdefault(value, []).append(op)
         return by_input
 
     def _measure(self, part: Part, tensors: Mapping[str, Tensor], values: Sequence[Node]) -> dict[Node, Statistics]:

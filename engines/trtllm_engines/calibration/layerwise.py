@@ -1,13 +1,13 @@
 """A model run one layer at a time over a whole text, so that only one layer's weights are ever in memory.
 
 It is the graph as traced (`compiler.graph`): every op is one layer's, and one value passes from a layer to the next, the residual stream.
-The streams of all windows wait in the host's memory in bf16, as a bf16 engine has them (1 GiB for 128 windows of 512 tokens of a Llama of
-70 billion parameters). A layer is computed in the wide type of the device.
+The streams of all windows wait in the host's memory: in bf16, as a bf16 engine has them (1 GiB for 128 windows of 512 tokens of a Llama
+of 70 billion parameters), or as they were computed. A layer is computed in the wide type of the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from trtllm_engines.checkpoints import WeightSource
+from trtllm_engines.checkpoints.write import check_tensors
 from trtllm_engines.compiler.graph import ModelGraph, op_name, trace
 from trtllm_engines.compiler.passes.stage import layer_of
 from trtllm_engines.compiler.plan import Profile
@@ -42,18 +43,30 @@ class Part:
         return tuple(dict.fromkeys(str(node.target) for op in self.ops for node in op.all_input_nodes if node.op == "get_attr"))
 
 
-class Layerwise:
-    """`weights` gives the tensors; `windows` the text."""
+def quantizable(part: Part) -> Iterator[tuple[Node, str]]:
+    """(product, module of its weight) of a part's products that may be quantized: those of layers."""
+    for op in part.ops:
+        if op_name(op) == "linear" and part.layer is not None:
+            weight = op.args[1]
+            assert isinstance(weight, Node)
+            yield op, str(weight.target).removesuffix(".weight")
 
-    def __init__(self, config: ModelConfig, weights: WeightSource, windows: Sequence[IntArray], device: str) -> None:
+
+class Layerwise:
+    """`weights` gives the tensors; `windows` the text. `exact`: streams are not rounded to bf16."""
+
+    def __init__(self, config: ModelConfig, weights: WeightSource, windows: Sequence[IntArray], device: str, exact: bool = False) -> None:
+        """Raises `EngineError` for a tensor that the checkpoint lacks, and for one of its that the model does not read."""
         self.device = torch.device(device)
         self.dtype = "fp32" if self.device.type == "cpu" else "bf16"
+        self._stream_dtype = DTYPES[self.dtype] if exact else torch.bfloat16
         longest = max(map(len, windows), default=1)
         self.graph: ModelGraph = trace(config, self.dtype, Profile(1, longest, longest))
+        check_tensors(weights, self.graph.checkpoint_shapes, config.architecture)
         self._weights, self._windows = weights, windows
         self._constants = {name: tensor.to(self.device) for name, tensor in self.graph.constants.items()}
         self._streams: list[Tensor] = []
-        """Of each window, the value that passes from one part to the next, bf16 [T, hidden]."""
+        """Of each window, the value that passes from one part to the next, [T, hidden]."""
         self._enters: Node | None = None
         self.parts = _parts(self.graph)
 
@@ -65,7 +78,7 @@ class Layerwise:
 
     @torch.inference_mode()
     def run(self, part: Part, tensors: Mapping[str, Tensor], values: Sequence[Node] = (), seen: Seen | None = None) -> list[Tensor]:
-        """The part's result for every window, in bf16 on the host; `seen` is told of `values` window by window."""
+        """The part's result for every window, on the host; `seen` is told of `values` window by window."""
         wide = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in tensors.items()} | self._constants
         asked, results = set(values), []
         for number, ids in enumerate(self._windows):
@@ -86,7 +99,7 @@ class Layerwise:
                 known[op] = call(*fx.node.map_arg(op.args, known.__getitem__))
                 if seen is not None and op in asked:
                     seen(op, known[op])
-            results.append(known[part.ops[-1]].to("cpu", torch.bfloat16))
+            results.append(known[part.ops[-1]].to("cpu", self._stream_dtype))
         return results
 
     @property

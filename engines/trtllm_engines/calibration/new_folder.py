@@ -1,36 +1,31 @@
-"""A folder that appears whole or not at all: written beside its place under a hidden name, and renamed. And its config.json."""
+"""A checkpoint's folder, which appears whole or not at all: written beside its place and renamed. And its config.json."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
+from trtllm_engines.partial_folder import partial_folder
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """The folder to write into. Raises `EngineError` where `out` is not empty, before and after."""
+    """The folder to write into; a link is followed. Raises `EngineError` where `out` is not empty, before and after."""
     check_new(out)
-    temporary: Path | None = None
+    place = Path(os.path.realpath(out))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
+        with partial_folder(place) as folder:
+            yield folder
+            if place.exists():
+                place.rmdir()
+            folder.rename(place)
     except OSError as error:
         raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_new(out: Path) -> None:

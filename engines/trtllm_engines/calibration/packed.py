@@ -98,12 +98,13 @@ class Layout:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """int8 [N, K] as int32 [N, ceil(K * bits / 32)] for bits that divide 32, offset to be positive, the first code lowest."""
-    per_word = 32 // bits
-    padding = -codes.shape[1] % per_word
-    offset = torch.nn.functional.pad(codes.to(torch.int64) + (1 << (bits - 1)), (0, padding))
-    places = torch.arange(per_word, device=codes.device) * bits
-    words = (offset.view(len(codes), -1, per_word) << places).sum(2)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+    per_word, per_byte = 32 // bits, 8 // bits
+    offset = codes.contiguous().view(torch.uint8) + (1 << (bits - 1))  # modulo 256
+    several = torch.nn.functional.pad(offset, (0, -codes.shape[1] % per_word)).view(len(codes), -1, per_byte)
+    octets = several[..., 0].clone()
+    for place in range(1, per_byte):
+        octets |= several[..., place] << (place * bits)
+    return octets.view(torch.int32)
 
 
 class ShardWriter:

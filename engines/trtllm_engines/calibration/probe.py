@@ -1,8 +1,9 @@
 """A model's engine in memory, run over one text at a time with inner values read back.
 
-Calibration and perplexity look at the graph an engine really runs, fused and paged, through the runners that serve (references on a CPU,
-the compiled kernels on a GPU), with the values they want marked as outputs. Rejected: hooks on a framework's copy of the model (another
-graph, whose values are not the ones quantized), and an engine folder on disk (twice the model's bytes, for one run).
+Perplexity looks at the graph an engine really runs, fused and paged, through the runners that serve (references on a CPU, the compiled
+kernels on a GPU), with the values it wants marked as outputs. Rejected: hooks on a framework's copy of the model (another graph, whose
+values are not the ones quantized), and an engine folder on disk (twice the model's bytes, for one run). Calibration runs one layer at a
+time instead (`layerwise`): a model to be quantized is often one that memory cannot hold.
 """
 
 from __future__ import annotations

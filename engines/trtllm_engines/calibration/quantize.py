@@ -9,12 +9,17 @@ import torch
 
 from trtllm_engines.calibration import export, ranges, text
 from trtllm_engines.calibration.integers import METHODS
-from trtllm_engines.calibration.new_folder import check_new, new_folder
-from trtllm_engines.calibration.probe import Probe, Progress
+from trtllm_engines.calibration.layerwise import Layerwise
+from trtllm_engines.calibration.new_folder import new_folder
+from trtllm_engines.calibration.probe import Progress
 from trtllm_engines.calibration.ranges import Ranges
+from trtllm_engines.checkpoints import open_weights
 from trtllm_engines.checkpoints.model_tokenizer import model_tokenizer
+from trtllm_engines.compiler.compile import compile_model
+from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import resolve_model
+from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.registry import definition, definitions
 
 KV_DTYPES = ("fp8", "none")
@@ -62,15 +67,12 @@ def quantize(
     source = resolve_model(model)
     if source.path is None or not source.path.is_dir():
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
-    check_new(out)
     windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=samples, vocab_size=source.config.vocab_size)
-    wide = "fp32" if device == "cpu" else "bf16"
-    with torch.inference_mode():
-        probe = Probe(source.path, wide, ranges.marks, window=max(map(len, windows)), device=device, progress=progress)
-        measured = ranges.measure(probe, windows, progress)
-        chosen = definition(precision)
-        checkpoint = export.Fp8Checkpoint(probe.plan, probe.weights, measured, chosen, quantize_cache=kv_dtype == "fp8")
-        del probe
-        with new_folder(out) as folder:
-            nbytes = export.write(checkpoint, source.path, folder, progress)
+    weights = open_weights(source.path)
+    with torch.inference_mode(), new_folder(out) as folder:
+        layerwise = Layerwise(source.config, weights, windows, device, exact=True)
+        measured = ranges.measure(layerwise, progress)
+        plan = compile_model(source.config, named_plan("bf16"), Profile(1, 1, 1), weights_source=weights.description).plan
+        checkpoint = export.Fp8Checkpoint(plan, weights, measured, definition(precision), quantize_cache=kv_dtype == "fp8")
+        nbytes = export.write(checkpoint, source.path, folder, progress)
     return Quantized(measured, len(windows), sum(map(len, windows)), len(checkpoint.quantized), nbytes)

@@ -8,19 +8,22 @@ token) is an error that nothing later repairs. (ModelOpt's default as well.)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from trtllm_engines.calibration.probe import Probe, Progress
+from trtllm_engines.calibration.layerwise import Layerwise, quantizable
+from trtllm_engines.calibration.probe import Progress
+from trtllm_engines.compiler.graph import op_name
 from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization import named_plan
 from trtllm_engines.quantization.fp8_kv import cache_scale_sources
-from trtllm_engines.runtime.batch import IntArray
-from trtllm_kernels.dialect.ops import OP_SPECS, Trait
+from trtllm_kernels.dialect.ops import OP_SPECS
 
 
 @dataclass(frozen=True)
@@ -46,38 +49,37 @@ def modules(plan: Plan, product: Op) -> list[str]:
     return [name.removesuffix(".weight") for name, _ in plan.weight_recipes[product.inputs[1]].inputs]
 
 
-def marks(plan: Plan) -> list[str]:
-    """Values to be read for `measure`."""
-    writes = [op.outputs[0] for op in plan.ops if Trait.WRITES_CACHE in OP_SPECS[op.op].traits]
-    return [*(op.inputs[0] for op in quantized_gemms(plan)), *writes]
+def measure(layerwise: Layerwise, progress: Progress | None = None) -> Ranges:
+    """Runs the text of `layerwise` through its model. Raises `EngineError` when a value is not finite."""
+    quant = named_plan("fp8")
+    inputs: dict[str, float] = {}
+    cache: dict[str, float] = {}
+    for done, part in enumerate(layerwise.parts, start=1):
+        readers = {op: module for op, module in quantizable(part) if quant.scheme_of(module).weights is not None}
+        written = {
+            name: value
+            for op in part.ops
+            if op_name(op) == "attention"
+            for name, value in zip(cache_scale_sources(str(op.meta["label"])), op.args[1:3], strict=True)
+        }
+        values: list[Any] = [*(op.args[0] for op in readers), *written.values()]
+        largest: dict[Node, Tensor] = {}
 
+        def seen(value: Node, tensor: Tensor, largest: dict[Node, Tensor] = largest) -> None:
+            of_window = tensor.abs().amax().float()
+            largest[value] = torch.maximum(largest[value], of_window) if value in largest else of_window
 
-def measure(probe: Probe, windows: Sequence[IntArray], progress: Progress | None = None) -> Ranges:
-    """Runs `windows` through `probe`, which marks `marks`. Raises `EngineError` when a value is not finite."""
-    plan = probe.plan
-    products = quantized_gemms(plan)
-    writes = [op for op in plan.ops if Trait.WRITES_CACHE in OP_SPECS[op.op].traits]
-    values = list(dict.fromkeys(op.inputs[0] for op in products))
-    kv_size = plan.config.kv_size
-    largest: Tensor | None = None
-    for done, ids in enumerate(windows, start=1):
-        for outputs in probe.run(ids):
-            magnitudes = [outputs[name].abs().amax() for name in values]
-            for write in writes:
-                heads = outputs[write.outputs[0]]
-                magnitudes += [heads[:, -2 * kv_size : -kv_size].abs().amax(), heads[:, -kv_size:].abs().amax()]
-            stacked = torch.stack([value.float() for value in magnitudes])
-            largest = stacked if largest is None else torch.maximum(largest, stacked)
+        if done < len(layerwise.parts):  # nothing is quantized after the last layer
+            layerwise.enter(part, layerwise.run(part, layerwise.read(part), values, seen))
+        inputs |= {module: _finite(module, largest[op.args[0]]) for op, module in readers.items()}  # type: ignore[index]
+        cache |= {name: _finite(name, largest[value]) for name, value in written.items()}  # type: ignore[index]
         if progress is not None:
-            progress("calibration", done, len(windows))
-    assert largest is not None
-    numbers = largest.tolist()
-    names = [*values, *(name for write in writes for name in cache_scale_sources(write.name))]
-    for name, number in zip(names, numbers, strict=True):
-        if not math.isfinite(number):
-            raise EngineError(f"{name} is not finite on the calibration text; the model's weights are damaged, or need a wider type")
-    by_value = dict(zip(values, numbers[: len(values)], strict=True))
-    return Ranges(
-        inputs={module: by_value[op.inputs[0]] for op in products for module in modules(plan, op)},
-        cache=dict(zip(names[len(values) :], numbers[len(values) :], strict=True)),
-    )
+            progress("calibration", done, len(layerwise.parts))
+    return Ranges(inputs, cache)
+
+
+def _finite(name: str, largest: Tensor) -> float:
+    number = float(largest)
+    if not math.isfinite(number):
+        raise EngineError(f"{name} is not finite on the calibration text; the model's weights are damaged, or need a wider type")
+    return number

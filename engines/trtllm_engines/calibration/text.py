@@ -20,6 +20,7 @@ from trtllm_engines.runtime.batch import IntArray
 SHIPPED = Path(__file__).resolve().parent / "calibration.txt"
 MOST_BYTES = 1 << 28
 """Of a text, which is tokenized whole."""
+_TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".xlsx")
 SHORTEST = 2
 """Tokens of a window worth running."""
 
@@ -29,6 +30,11 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
     if length < SHORTEST or (count is not None and count < 1):
         raise EngineError(f"{count} windows of {length} tokens measure nothing; ask for at least 1 of {SHORTEST}")
     path = path or SHIPPED
+    if path.suffix.lower() in _TABLES:
+        raise EngineError(
+            f"dataset {path} is a table, whose rows would be read as one text; "
+            f"give text, or JSON lines (.jsonl) with text, prompt or input_ids"
+        )
     try:
         content = read_text(path, MOST_BYTES).removeprefix("\ufeff")
     except FileNotFoundError:

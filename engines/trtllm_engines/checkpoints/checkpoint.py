@@ -11,7 +11,8 @@ import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from errno import ENOMEM
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ from trtllm_engines.quantization.scheme import Codes
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+_MOST_MAPPED = 2
+"""Shards of safetensors at once: tensors that are merged may be in two."""
 _TORCH_DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -200,9 +203,11 @@ class FolderWeights(ABC):
         return float(self._checked_scale(codes, name).max()) * 448.0
 
     def kv_scale(self, name: str) -> float:
-        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors."""
+        """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors; before these had names, `k_proj.output_scale`, or
+        `self_attn.kv_scale` for keys and values."""
         module, _, leaf = name.rpartition(".")
-        stored = self._stored_scale(name, f"{module.rpartition('.')[0]}.{leaf}")
+        attention = module.rpartition(".")[0]
+        stored = self._stored_scale(name, f"{attention}.{leaf}", f"{module}.output_scale", f"{attention}.kv_scale")
         return 1.0 if stored is None else stored
 
     def input_scale(self, name: str) -> float:
@@ -251,9 +256,9 @@ class FolderWeights(ABC):
         return not self._is_wide(name) and len(self.header(name)[1]) > 1 and "weight" in name.rpartition(".")[2]
 
     def _codes_within(self, module: str) -> str | None:
-        """A tensor of `module` that is stored as codes, whatever its tool calls it."""
-        within = (one for one in sorted(self._shard_of) if one.startswith(f"{module}."))
-        return next((one for one in within if not self._is_wide(one) and len(self.header(one)[1]) > 1), None)
+        """A tensor of `module` that is stored as codes, whatever its tool calls it: a matrix where there is one."""
+        within = [one for one in sorted(self._shard_of) if one.startswith(f"{module}.") and not self._is_wide(one)]
+        return next((one for one in within if len(self.header(one)[1]) > 1), next(iter(within), None))
 
     def _is_wide(self, name: str) -> bool:
         """Whether a stored tensor is numbers, and not codes: bitsandbytes may keep its bytes in words of a wide type."""
@@ -293,21 +298,35 @@ _PLAIN = {dtype: (Codes(name, "tensor"), Codes(name, "row")) for dtype, name in 
 
 
 class SafetensorsWeights(FolderWeights):
+    """A shard is its headers, by name. Few are mapped at a time: a model may be larger than the memory that a process may map."""
+
     kind, index, pattern = "safetensors", INDEX, "*.safetensors"
 
+    def __init__(self, folder: Path) -> None:
+        self._mapped = lru_cache(maxsize=_MOST_MAPPED)(_safe_open)
+        super().__init__(folder)
+
     def _open(self, path: Path) -> Any:
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
+        shard = self._mapped(path)
+        entries = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 (as above)
+        return {name: (str(entry.get_dtype()), tuple(entry.get_shape())) for name, entry in entries.items()}
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
-        entry = self._shards[self._shard_of[name]].get_slice(name)
-        return str(entry.get_dtype()), tuple(entry.get_shape())
+        header: tuple[str, tuple[int, ...]] = self._shards[self._shard_of[name]][name]
+        return header
 
     def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        tensor: Tensor = self._mapped(self._shard_of[name]).get_tensor(name)
         return tensor
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == ENOMEM:
+            raise MemoryError(f"{path} cannot be mapped into memory") from error
+        raise EngineError(f"{path} is not a whole safetensors file ({error}); download it again") from None
 
 
 class TorchWeights(FolderWeights):

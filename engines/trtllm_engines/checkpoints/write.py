@@ -7,7 +7,7 @@ twice. The format is eight bytes of header length, a JSON header, and the tensor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -57,15 +57,22 @@ def check_weights(source: WeightSource, *plans: Plan) -> None:
     """Raises `EngineError` for the first tensor of the plans, which are all stages of one model, that `source` lacks or has in unknown
     codes, and for one that it has and no stage reads though it would change the results. Reads no data but such a tensor's."""
     recipes = [recipe for plan in plans for recipe in plan.weight_recipes.values()]
-    for recipe in recipes:
-        if not recipe_kind(recipe.kind).is_scale:
-            for name, shape in recipe.inputs:
-                source.check(name, shape)
-    unread = next(iter(source.unread({name for recipe in recipes for name, _ in recipe.inputs})), None)
+    weights = [recipe for recipe in recipes if not recipe_kind(recipe.kind).is_scale]
+    shapes = {name: shape for recipe in weights for name, shape in recipe.inputs}
+    check_tensors(source, shapes, plans[0].config.architecture, {name for recipe in recipes for name, _ in recipe.inputs})
+
+
+def check_tensors(
+    source: WeightSource, shapes: Mapping[str, tuple[int, ...]], architecture: str, read: Collection[str] | None = None
+) -> None:
+    """As `check_weights`, of the tensors `shapes` of a model. `read`: the names of all that it reads, where there are others."""
+    for name, shape in shapes.items():
+        source.check(name, shape)
+    unread = next(iter(source.unread(shapes.keys() if read is None else read)), None)
     if unread is not None:
         raise EngineError(
-            f"{source.description['path']} has a tensor {unread}, which {plans[0].config.architecture} with this configuration does not "
-            f"read, so that its results would be wrong; see whether configuration and weights are of the same model"
+            f"{source.description['path']} has a tensor {unread}, which {architecture} with this configuration does not read, so that its "
+            f"results would be wrong; see whether configuration and weights are of the same model"
         )
 
 

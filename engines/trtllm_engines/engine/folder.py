@@ -44,6 +44,7 @@ from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, writ
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
+from trtllm_engines.partial_folder import partial_folder
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
 from trtllm_engines.quantization.scheme import WIDE
@@ -204,35 +205,32 @@ def _rebuild_from(raw: Mapping[str, Any], path: Path) -> str:
 
 @contextmanager
 def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends well. Replaces an engine there, refuses to replace anything else.
+    """A temporary folder that becomes `out` when the block ends well; a link is followed. Replaces an engine there, refuses to replace
+    anything else.
 
     Raises `EngineError` for a folder that cannot be written and for a full disk.
     """
     if out.exists() and not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise EngineError(f"{out} exists and is not an engine folder; choose another output folder or remove it")
-    temporary: Path | None = None
+    place = Path(os.path.realpath(out))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
+        place.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(place.parent).free
         if needed_bytes > free:
             raise NoSpaceError(
                 f"no space for the engine at {out}: it needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
                 f"free some or choose another output folder"
             )
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        write_checksums(temporary)
-        _swap(temporary, out)
+        with partial_folder(place) as folder:
+            yield folder
+            write_checksums(folder)
+            _swap(folder, place)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
             raise NoSpaceError(
                 f"no space left on disk while writing the engine to {out}; free some or choose another output folder"
             ) from None
         raise WriteError(f"the engine to {out}", error, "choose a folder you may write to") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap(new: Path, out: Path) -> None:

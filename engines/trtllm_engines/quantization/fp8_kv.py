@@ -16,8 +16,8 @@ SCALE = "kv_scale"
 
 
 def cache_scale_sources(label: str) -> tuple[str, str]:
-    """Checkpoint names of the scales of keys and values, of the attention whose `rope_kv_write` is called `label`."""
-    attention = label.removesuffix(".rope_kv_write").removesuffix(".attn")
+    """Checkpoint names of the scales of keys and values, of the attention that the op called `label` is of."""
+    attention = label.removesuffix(".rope_kv_write").removesuffix(".attention").removesuffix(".attn")
     return f"{attention}.k_proj.k_scale", f"{attention}.v_proj.v_scale"
 
 

@@ -90,7 +90,9 @@ _DEVICE: dict[str, Metric] = {
     "throttled_ratio": Metric("", "lower", "share of samples in which the driver reported a thermal or hardware slow-down"),
     "power_capped_ratio": Metric("", "", "share of samples in which the software power cap limited the clocks"),
     "gpu_utilization_mean": Metric("", "", "mean of the driver's busy share"),
-    "mfu": Metric("", "higher", "model FLOP of the work done / (duration_s * measured peak FLOP/s of the compute dtype)"),
+    "mfu": Metric(
+        "", "higher", "model FLOP of the work done / (duration_s * measured peak FLOP/s of the compute dtype, int8's at least fp8's)"
+    ),
     "mbu": Metric("", "higher", "bytes the work must move / (duration_s * measured memory bandwidth)"),
     "mfu_prefill": Metric("", "higher", "mfu over steps that hold context tokens only"),
     "mbu_prefill": Metric("", "higher", "mbu over steps that hold context tokens only"),

@@ -20,8 +20,14 @@ from trtllm_engines.errors import EngineError
 
 _READERS = (ModelOpt, CompressedTensors, AutoRound, Fp8Format, Gptq, Awq, BitsAndBytes)
 _CONFIG = "config.json"
-_CONFIG_PLACES = ((MODELOPT_CONFIG, "quantization"), (_CONFIG, "quantization_config"), (_CONFIG, "compression_config"))
-"""(file, key) where the quantization is stated; the last is from compressed-tensors before its method had a name."""
+_CONFIG_PLACES = (
+    (MODELOPT_CONFIG, "quantization"),
+    (_CONFIG, "quantization_config"),
+    (_CONFIG, "compression_config"),
+    (_CONFIG, "quantization"),
+)
+"""(file, key) where the quantization is stated: `compression_config` by compressed-tensors before its method had a name, `quantization` in
+config.json by MLX."""
 _METHOD_OF_KEY = (
     ("quant_algo", "modelopt"),
     ("config_groups", "compressed-tensors"),
@@ -31,6 +37,7 @@ _METHOD_OF_KEY = (
     ("activation_scheme", "fp8"),
     ("zero_point", "awq"),
     ("desc_act", "gptq"),
+    ("bits", "MLX"),
 )
 """(key, the only method that writes it)."""
 _APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))

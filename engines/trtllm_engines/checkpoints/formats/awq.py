@@ -45,7 +45,7 @@ class _Config(Stated):
 class Awq(Format):
     @staticmethod
     def reads(file: str, method: str) -> bool:
-        return method == "awq" or (method.startswith(AUTO_ROUND) and method.endswith(":auto_awq"))
+        return method == "awq" or (method.startswith(AUTO_ROUND) and method.endswith((":auto_awq", ":awq")))
 
     @cached_property
     def _config(self) -> _Config:

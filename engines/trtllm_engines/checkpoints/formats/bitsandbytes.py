@@ -39,7 +39,7 @@ class _Config(Stated):
 class _State(Stated):
     """What is written beside a weight of 4-bit codes."""
 
-    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
     blocksize: Annotated[int, Field(ge=1)]
     nested_blocksize: Annotated[int, Field(ge=1)] = 256
     nested_offset: float = 0.0

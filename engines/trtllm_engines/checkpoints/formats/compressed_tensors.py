@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import (
@@ -65,6 +65,13 @@ class StatedCodes(Stated):
     block_structure: list[Annotated[int, Field(ge=1)]] | None = None
     scale_dtype: Name | None = None
     dynamic: bool | Name | None = None
+
+    @field_validator("block_structure", mode="before")
+    @classmethod
+    def _of_text(cls, stated: Any) -> Any:
+        """Early versions wrote the sides as text, such as `128x128`."""
+        sides = stated.split("x") if isinstance(stated, str) else ()
+        return [int(side) for side in sides] if sides and all(side.isdecimal() for side in sides) else stated
 
 
 class Group(Stated):
@@ -232,11 +239,13 @@ class CompressedTensors(Format):
         def zero() -> Tensor:
             stored = self.tensors.tensor(zero_name)
             if stored.dtype != torch.int32:
-                return _plain_zero(stored, rows, bits)
+                return groups.spread(_plain_zero(stored, rows, bits))
             return groups.spread((words_to_codes(stored.T.contiguous(), bits).T[:rows].float() + shift).contiguous())
 
         if kind.zero_point and kind.granularity != "tensor":
-            self.need(zero_name, ("I32",), (-(-rows * bits // 32), groups.count))
+            zero_rows = {"I32": -(-rows * bits // 32), "I8": rows}  # early versions did not pack them
+            self.need(zero_name, tuple(zero_rows))
+            self.need(zero_name, tuple(zero_rows), (zero_rows[self.tensors.header(zero_name)[0]], groups.count))
         elif kind.zero_point:
             self.number(zero_name, ("I8",))
         return StoredCodes(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trtllm_engines.documents import checked
 from trtllm_engines.quantization.registry import EMBEDDING
@@ -28,9 +28,14 @@ EMBEDDINGS = "Embedding"
 
 
 class Stated(BaseModel):
-    """What a tool says of a quantization; what it says besides is not used."""
+    """What a tool says of a quantization; what it says besides is not used. Null is as not said: transformers writes every field."""
 
     model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, stated: Any) -> Any:
+        return {name: value for name, value in stated.items() if value is not None} if isinstance(stated, dict) else stated
 
 
 class ModuleSettings(Stated):
