@@ -373,6 +373,16 @@ def test_a_cell_is_named_by_filters_or_its_key(store: Path) -> None:
         find_cell(f"{store}@batch=5")
 
 
+def test_a_cell_of_a_folder_of_stores_brings_its_steps_and_profile(store: Path) -> None:
+    keep_cell(store.parent / "others", 16, 9.0)
+    profiled = find_cell(f"{store.parent}@batch=16").row
+    (store.parent / "others" / "profile").mkdir()
+    Store(store.parent / "others").append(replace(profiled, row_id="d" * 32, repeat=1, extra={"profile": "profile"}))
+    cell = find_cell(f"{store.parent}@batch=16")
+    assert cell.profile == store.parent / "others" / "profile"
+    assert len(read_steps(find_cell(f"{store.parent}@batch=8"))["done_s"]) == STEPS
+
+
 def test_a_breakdown_sums_to_the_time_measured(store: Path) -> None:
     cell = find_cell(f"{store}@batch=8")
     found = breakdown(cell)

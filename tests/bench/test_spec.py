@@ -133,6 +133,8 @@ def test_any_knob_may_be_an_axis_and_engines_are_kept_together() -> None:
     assert spec.points[0].engine_label == "target=a kv-dtype=auto max-num-tokens=4096"
     several = SweepSpec.of(batch_size=1, arrivals="constant:4;on-off:30,5,10", policy=["x", "y"], kv_cache_fraction="0.5,0.9")
     assert several.axis("arrivals") == ("constant:4", "on-off:30,5,10")
+    of_tables = SweepSpec.of(batch_size=1, arrivals=[{"kind": "constant", "rate": 4.0}, "on-off:30,on_s=5,off_s=10"])
+    assert of_tables.axis("arrivals") == several.axis("arrivals")
     assert len(several.points) == 8
 
 
@@ -188,6 +190,12 @@ def test_a_name_near_a_known_one_is_told(tmp_path: Path) -> None:
         ("batchsize = 2", r"unknown field batchsize \(did you mean batch_size\?\); known are"),
         ("[[cells]]\nkv-dtyp = 'fp8'", r"cells 1: kv-dtyp is not a setting of a cell \(did you mean kv_dtype\?\); known are"),
         ("zzz = 2", r"unknown field zzz; known are"),
+        ("batch-size = 2\nconcurrency = 4", r"s\.toml: batch_size and concurrency are two names of one setting; give one of them"),
+        ("max_num_tokens = 2\nmax-num-tokens = 4", r"max_num_tokens and max-num-tokens are two names of one setting"),
+        ("[[cells]]\nbatch-size = 2\nconcurrency = 4", r"cells 1: concurrency is given twice in it, under two names of one setting"),
+        ("[[cells]]\nisl = '16,32'", r"cells 1: isl takes whole numbers, one in a cell, not '16,32'"),
+        ("arrivals = { kind = 'gama', rate = 4 }", r"arrivals: 'gama' is no arrival process"),
+        ("arrivals = { kind = 'gamma', rate = 'x' }", r"rate is 'x', which is not a number"),
     ):
         (tmp_path / "s.toml").write_text(f'model = "m"\nprecision = "fp8"\n{line}\n')
         with pytest.raises(BenchError, match=said):

@@ -149,6 +149,9 @@ def test_truncated_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(ResultsError, match=r"results\.parquet is not a readable Parquet file.*results merge <new folder> .*results\.json"):
         Store(tmp_path).rows()
+    (tmp_path / "results.parquet").write_bytes(b"")
+    with pytest.raises(ResultsError, match=r"results\.parquet is empty; results\.json beside it has its rows"):
+        Store(tmp_path).rows()
 
 
 def test_a_lost_table_is_told_before_anything_replaces_what_is_left_of_it(tmp_path: Path) -> None:

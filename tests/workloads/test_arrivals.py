@@ -47,6 +47,12 @@ def test_every_process_has_a_short_form() -> None:
     assert arrivals.parse("linear-ramp:1,20,60") == arrivals.LinearRamp(1.0, 20.0, 60.0)
     assert arrivals.parse("on-off: 30, 5, 10, off_rate=1") == arrivals.OnOff(30.0, 5.0, 10.0, 1.0)
     assert arrivals.parse("rate-series:5/0/10,3") == arrivals.RateSeries((5.0, 0.0, 10.0), 3.0)
+    for text in ("gamma:5.0,burstiness=0.5", "on-off:30,5,10,0", "rate-series:rates=5/0.0/10,step_s=3", "at-once"):
+        assert arrivals.parse(arrivals.spelling(text)) == arrivals.parse(text)
+    assert arrivals.spelling("on-off:off_s=10.0,rate=30,on_s=5,off_rate=0") == arrivals.spelling("on-off: 30,5,10") == "on-off:30,5,10"
+    assert arrivals.spelling({"kind": "gamma", "rate": 5.5, "burstiness": 0.84}) == "gamma:5.5,0.84"
+    assert arrivals.spelling({"kind": "rate-series", "rates": [5, 0.5], "step_s": 3}) == "rate-series:5/0.5,3"
+    assert arrivals.spelling("at-once") == "at-once"
     assert arrivals.parse("at-once") == arrivals.AtOnce()
     with pytest.raises(WorkloadError, match="at-once takes nothing more, not '3'"):
         arrivals.parse("at-once:3")

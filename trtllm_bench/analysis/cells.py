@@ -25,7 +25,7 @@ from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 from trtllm_results.store.selection import keep, path_and_filters
-from trtllm_results.store.table import Store, read_rows
+from trtllm_results.store.table import Store, read_rows, stores_below
 
 SHOWN = 6
 
@@ -62,10 +62,18 @@ def find_cell(text: str) -> MeasuredCell:
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         raise BenchError(f"{text} names {len(keys)} cells; choose one with {path}@KEY or {path}@batch=64,precision=fp8: {names}{more}")
     row = rows[-1]
-    store = Store(path, create=False) if Path(path).is_dir() else None
-    linked = next((str(one.extra["profile"]) for one in reversed(rows) if one.extra.get("profile")), "")
-    folder = Path(path) / linked if linked and store is not None else None
-    return MeasuredCell(row, store, folder if folder is not None and folder.is_dir() else None, len(rows))
+    profiled = next((one for one in reversed(rows) if one.extra.get("profile")), None)
+    home = None if profiled is None else _store_of(profiled, Path(path))
+    folder = None if profiled is None or home is None else home.path / str(profiled.extra["profile"])
+    return MeasuredCell(row, _store_of(row, Path(path)), folder if folder is not None and folder.is_dir() else None, len(rows))
+
+
+def _store_of(row: Row, path: Path) -> Store | None:
+    """The store at `path`, or directly below it, that holds a row; None where `path` is a table file or an address."""
+    if not path.is_dir():
+        return None
+    stores = [Store(one, create=False) for one in stores_below(path) or [path]]
+    return stores[0] if len(stores) == 1 else next(one for one in stores if any(held.row_id == row.row_id for held in one.rows()))
 
 
 def _names(rows: Iterable[Row]) -> list[str]:

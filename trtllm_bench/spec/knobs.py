@@ -85,9 +85,10 @@ class KnobField:
         text = self.knob.help.removesuffix(".")
         return f"{text}{unit}{default}."
 
-    def parsed(self, raw: Any, name: str) -> Any:
-        """A value from the command line or a TOML file. `name` is what the user called it. Raises `BenchError`."""
-        return self._bounded(self._typed(raw, name), name)
+    def parsed(self, raw: Any, name: str, how_many: str = " separated by commas") -> Any:
+        """A value from the command line or a TOML file. `name` is what the user called it, and `how_many` numbers may stand there. Raises
+        `BenchError`."""
+        return self._bounded(self._typed(raw, name, how_many), name)
 
     def values(self, raw: Any, name: str) -> tuple[Any, ...]:
         """The values of an axis: one, a list, or a text with separators; doubles count once. Raises `BenchError`."""
@@ -122,7 +123,7 @@ class KnobField:
         except ValueError as error:
             raise BenchError(f"{name}: {error}") from error
 
-    def _typed(self, raw: Any, name: str) -> Any:
+    def _typed(self, raw: Any, name: str, how_many: str) -> Any:
         try:
             if self.type is bool:
                 return {"true": True, "false": False}[str(raw).lower()]
@@ -131,7 +132,7 @@ class KnobField:
                     raise ValueError
                 return self.type(raw)
         except (ValueError, TypeError, KeyError, OverflowError):
-            kinds = {int: "whole numbers separated by commas", float: "numbers separated by commas", bool: "true or false"}
+            kinds = {int: f"whole numbers{how_many}", float: f"numbers{how_many}", bool: "true or false"}
             raise BenchError(f"{name} takes {kinds[self.type]}, not {shown(raw)}") from None
         if self.knob.parse is not None and isinstance(raw, Mapping):
             return raw

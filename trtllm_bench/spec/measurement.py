@@ -46,10 +46,10 @@ def _limits(value: Any) -> str:
 
 
 def _process(value: Any) -> str:
-    from trtllm_workloads.arrivals import parse
+    """`on-off:30,5,10` in its one spelling; a table as in a workload file is taken too."""
+    from trtllm_workloads.arrivals import spelling
 
-    parse(str(value))
-    return str(value)
+    return spelling(value if isinstance(value, Mapping) else str(value))
 
 
 def _one_of(*known: str) -> Callable[[Any], str]:

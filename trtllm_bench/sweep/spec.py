@@ -172,7 +172,9 @@ def _cells(tables: Any, name: str, grid: Mapping[str, Any]) -> tuple[Mapping[str
                 raise BenchError(f"{where} is not a setting of a cell{near}; known are {', '.join(known)}")
             if one.name in grid:
                 raise BenchError(f"{where} is given for all cells too; give it in one place")
-            cell[one.name] = one.parsed(value, where)
+            if one.name in cell:
+                raise BenchError(f"{where} is given twice in it, under two names of one setting; give it once")
+            cell[one.name] = one.parsed(value, where, ", one in a cell")
         cells.append(cell)
     return tuple(cells)
 
@@ -239,7 +241,14 @@ def load_spec(
     content: dict[str, tuple[Any, str]] = {}
 
     def lay(source: Mapping[str, Any], called: Callable[[str], str]) -> None:
-        given = {knobs[key].name if key in knobs else key: (value, called(key)) for key, value in source.items() if value is not None}
+        given: dict[str, tuple[Any, str]] = {}
+        for written, value in source.items():
+            key = written.replace("-", "_")
+            name = knobs[key].name if key in knobs else key
+            if name in given:
+                raise BenchError(f"{given[name][1]} and {written} are two names of one setting; give one of them")
+            if value is not None:
+                given[name] = value, called(key)
         if "dataset" in given:  # over lengths that came from elsewhere
             content.pop("isl", None), content.pop("osl", None)
         content.update(given)
@@ -303,4 +312,4 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} is not valid TOML: it is nested too deep") from None
     except ValueError as error:  # tomllib's own, and Python's for a number of thousands of digits
         raise BenchError(f"{path} is not valid TOML: {error}") from error
-    return {name.replace("-", "_"): value for name, value in content.items()}
+    return content

@@ -10,14 +10,15 @@ The first n times of a longer draw with the same seed are the same times, so add
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from trtllm_workloads.errors import WorkloadError
-from trtllm_workloads.shortform import build
+from trtllm_workloads.shortform import build, spelled, text_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -225,6 +226,15 @@ def parse(text: str) -> Arrivals:
     OnOff(rate=30.0, on_s=5.0, off_s=10.0, off_rate=0.0)
     """
     return build(text, KINDS, "arrival process")  # type: ignore[no-any-return]
+
+
+def spelling(settings: str | Mapping[str, Any]) -> str:
+    """The one spelling of a process, given as an arrival flag or as a table of its settings (`kind`, `rate`, ...). Raises `WorkloadError`.
+
+    >>> spelling("on-off:rate=30.0,on_s=5,off_s=10")
+    'on-off:30,5,10'
+    """
+    return spelled(parse(settings if isinstance(settings, str) else text_of(settings)), KINDS)
 
 
 def chosen(request_rate: float | None, burstiness: float = 1.0, process: str | None = None) -> Arrivals | None:

@@ -33,6 +33,26 @@ def build(text: str, kinds: Mapping[str, type], what: str) -> Any:
     return kinds[kind](**values)
 
 
+def text_of(settings: Mapping[str, Any]) -> str:
+    """A table of settings, `kind` among them, as the text that `build` takes."""
+    named = {name: "/".join(map(str, value)) if isinstance(value, list) else value for name, value in settings.items() if name != "kind"}
+    return f"{settings.get('kind', '')}:{','.join(f'{name}={value}' for name, value in named.items())}"
+
+
+def spelled(made: Any, kinds: Mapping[str, type]) -> str:
+    """The one spelling of what `build` makes: settings in order, without names, and without the last ones where they are the default."""
+    kind = next(name for name, cls in kinds.items() if cls is type(made))
+    values = [(getattr(made, field.name), field.default) for field in dataclasses.fields(made)]
+    while values and values[-1][0] == values[-1][1]:
+        values.pop()
+    return f"{kind}:{','.join('/'.join(map(_shortest, v)) if isinstance(v, tuple) else _shortest(v) for v, _ in values)}".rstrip(":")
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that reads as the number again: `50`, not `50.0`."""
+    return repr(int(number)) if number == int(number) and abs(number) < 2**53 else repr(number)
+
+
 def _value(text: str, name: str, number: str, type_name: str) -> Any:
     whole = type_name == "int"
     try:

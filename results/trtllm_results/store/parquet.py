@@ -109,6 +109,8 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if path.is_file() and not path.stat().st_size and (elsewhere := _elsewhere(path)):
+        raise ResultsError(f"{path} is empty{elsewhere}")
     check_regular(path)
     try:
         handle = path.open("rb")  # pyarrow takes no path whose bytes are no UTF-8
