@@ -46,6 +46,7 @@ class Scripted:
     failures: dict[tuple[int, int], BaseException] = field(default_factory=dict)
     void: str = ""
     calls: list[tuple[int, int, int]] = field(default_factory=list)
+    arrivals: list[tuple[float, ...]] = field(default_factory=list)
     recovered: int = 0
     readied: int = 0
     closed: int = 0
@@ -59,6 +60,7 @@ class Scripted:
     def measure(self, workload: Workload, spec: MeasurementSpec, on_requests: OnRequests) -> Measurement:
         osl = int(workload.output_tokens[0])
         self.calls.append((spec.load.concurrency, osl, len(workload)))
+        self.arrivals.append(tuple(workload.arrival_s))
         failure = self.failures.get((spec.load.concurrency, osl))
         if failure is not None:
             raise failure
@@ -145,6 +147,18 @@ def test_repeats_are_spread_over_the_cells(tmp_path: Path) -> None:
     run.run()
     starts = [event for event in watching.events if event.startswith("start")]
     assert starts == ["start fp32 b1 4/2 0", "start fp32 b2 4/2 0", "start fp32 b1 4/2 1", "start fp32 b2 4/2 1"]
+
+
+def test_repeats_of_an_open_loop_have_arrivals_of_their_own_and_one_key(tmp_path: Path) -> None:
+    first, again = Scripted(), Scripted()
+    rows = sweep(tmp_path / "a", first, batch_size=4, osl=2, repeats=3, request_rate=5)[0].run()
+    sweep(tmp_path / "b", again, batch_size=4, osl=2, repeats=3, request_rate=5)[0].run()
+    assert len(set(first.arrivals)) == 3, "or their spread would leave out what the luck of arrivals adds"
+    assert first.arrivals == again.arrivals, "two sweeps of one seed meet the same load"
+    assert len({row.key for row in rows}) == 1
+    single = Scripted()
+    sweep(tmp_path / "c", single, batch_size=4, osl=2, request_rate=5)[0].run()
+    assert single.arrivals == first.arrivals[:1]
 
 
 def test_a_row_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None:

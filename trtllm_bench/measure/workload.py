@@ -77,6 +77,21 @@ def make_workload(spec: WorkloadSpec, vocabulary: int, tokenize: Tokenize | None
     return made if process is None else made.with_arrivals(process.times(made.num_arrivals, generator(spec.seed, "arrivals")))
 
 
+def of_repeat(workload: Workload, spec: WorkloadSpec, repeat: int) -> Workload:
+    """The workload as a repeat sends it: the first with the arrivals it has, each later one with its own draw of the process.
+
+    So the spread over repeats has in it what the luck of the arrivals adds. Two sweeps of one seed draw the same, repeat by repeat. Times
+    that a dataset brings stay what they are.
+    """
+    from trtllm_workloads.arrivals import chosen
+    from trtllm_workloads.synthetic import generator
+
+    process = chosen(spec.request_rate or None, spec.burstiness, spec.arrivals)
+    if not repeat or process is None:
+        return workload
+    return workload.with_arrivals(process.times(workload.num_arrivals, generator(spec.seed, f"arrivals of repeat {repeat}")))
+
+
 def rate_of(spec: WorkloadSpec, workload: Workload) -> float:
     """Requests/s asked of an open loop; where times were given that have no one rate, their mean rate; 0 for a closed loop."""
     from trtllm_workloads import arrivals

@@ -22,6 +22,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.accuracy import Accuracy
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
 from trtllm_bench.measure.session import Measurement, Session
+from trtllm_bench.measure.workload import of_repeat
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.sweep.spec import GridPoint
 from trtllm_bench.targets.registry import Identity
@@ -129,7 +130,7 @@ class Sweep:
             quality.measure(session)
             self.watcher.started(point, repeat, len(workload))
             began = time.perf_counter()
-            measurement: Measurement | None = session.measure(workload, spec, self.watcher.requests_done)
+            measurement: Measurement | None = session.measure(of_repeat(workload, spec.workload, repeat), spec, self.watcher.requests_done)
         except Exception as error:
             if isinstance(error, ResultsError):
                 raise
