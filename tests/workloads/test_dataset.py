@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_workloads import WorkloadError, dataset
+from trtllm_workloads import WorkloadError, dataset, json_items
 from trtllm_workloads.arrivals import Poisson
 from trtllm_workloads.errors import WriteError
 from trtllm_workloads.files import replacing
@@ -23,6 +25,7 @@ from trtllm_workloads.open_workload import open_workload
 from trtllm_workloads.request import Workload
 from trtllm_workloads.structure import Conversations, with_adapters, with_priorities, with_slo
 from trtllm_workloads.synthetic import fixed, generator, synthetic
+from trtllm_workloads.traces import read_trace
 
 GOOD = '{"task_id":0,"input_ids":[5,6],"output_tokens":3}'
 
@@ -50,6 +53,44 @@ def test_everything_survives_the_round_trip(seed: int, tmp_path_factory: pytest.
     assert skipped == 0
     assert again.content_hash == workload.content_hash
     assert text_of(again) == text_of(workload) == text_of(rich_workload(seed))
+
+
+def test_an_array_and_a_parquet_file_hold_the_same_requests_as_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_items, "_READ_CHARACTERS", 1000)
+    rows = [{"task_id": number, "input_ids": [number + 1] * (number % 7 + 1), "output_tokens": number % 5 + 1} for number in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines, array, table = (open_workload(tmp_path / f"a.{suffix}") for suffix in ("jsonl", "json", "parquet"))
+    assert lines.content_hash == array.content_hash == table.content_hash
+    assert len(read_trace(tmp_path / "a.json")) == len(read_trace(tmp_path / "a.parquet")) == 300
+
+    (tmp_path / "bad.json").write_text(json.dumps([*rows[:2], {"prompt": "hi"}, rows[3]]))
+    with pytest.raises(WorkloadError, match=r"bad\.json, row 3: output_tokens is None"):
+        open_workload(tmp_path / "bad.json")
+    assert open_workload(tmp_path / "bad.json", skip_bad_rows=True).skipped == 1
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WorkloadError, match=r"cut\.parquet is a Parquet file that is damaged or cut short"):
+        open_workload(tmp_path / "cut.parquet")
+    (tmp_path / "other.csv").write_text("isl,osl\n10,5\n")
+    with pytest.raises(WorkloadError, match=r"other\.csv is in no trace format known here \(it begins 'isl,osl'\)"):
+        open_workload(tmp_path / "other.csv", skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("name", ["conversations", "conversation", "messages"])
+def test_conversations_have_turns_of_either_form(tmp_path: Path, name: str) -> None:
+    asked, said = "hi " * 8, [{"type": "text", "text": "a" * 10}, {"type": "text", "text": "b" * 10}]
+    first, second = {"role": "user", "content": [{"type": "text", "text": asked}]}, {"role": "assistant", "content": said}
+    sharegpt = [{"from": "human", "value": asked}, {"from": "gpt", "value": "a" * 20}]
+    for number, turns in enumerate(([first, second], sharegpt)):
+        rows = [{name: turns}] * 3
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{number}.json").write_text(json.dumps(rows))
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        for suffix in ("json", "jsonl", "parquet"):
+            trace = read_trace(tmp_path / f"{number}.{suffix}")
+            assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([6] * 3, [5] * 3), (suffix, number)
 
 
 def test_a_plain_workload_is_exactly_nvidias_file() -> None:

@@ -1,4 +1,4 @@
-"""Datasets on disk: JSON lines in the format of NVIDIA's `prepare_dataset.py`, one request per line.
+"""Datasets on disk: JSON lines in the format of NVIDIA's `prepare_dataset.py`, one request per line, or the same rows as one JSON array.
 
 Read as well: the custom datasets of vLLM, SGLang and AIPerf, which have the prompt under `prompt` or `text_input` and the output's length
 under `output_tokens`, `output_len`, `output_length` or `max_tokens`. A prompt that is text stays text; `open_workload` turns it into token
@@ -25,7 +25,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from trtllm_workloads import typed
 from trtllm_workloads.errors import SKIP_HINT, WorkloadError
-from trtllm_workloads.files import open_text
+from trtllm_workloads.files import first_line, open_text
+from trtllm_workloads.json_items import items
 from trtllm_workloads.request import NO_LORA, OPTIONAL, RequestSpec, Workload
 from trtllm_workloads.tokens import Prompts, TextPrompts, TokenPrompts
 
@@ -71,23 +72,29 @@ def read(path: Path | str, *, skip_bad_rows: bool = False, name: str | None = No
     path = Path(path)
     rows: list[_Line] = []
     skipped = 0
-    for number, line in _lines(path):
+    for place, line in _lines(path):
         try:
             rows.append(_check(line))
         except ValueError as error:
             if not skip_bad_rows:
-                raise WorkloadError(f"{path}, line {number}: {error} ({SKIP_HINT})") from None
+                raise WorkloadError(f"{path}, {place}: {error} ({SKIP_HINT})") from None
             skipped += 1
     if not rows:
         raise WorkloadError(f"{path} holds no request; expected JSON lines with input_ids or prompt, and output_tokens")
     return _workload(_in_time(rows), path, name or path.stem), skipped
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(`line 3`, its text) of each line that is not blank, or (`row 3`, its JSON) of each element of a JSON array."""
+    with open_text(path, "dataset") as stream:
+        is_array = first_line(stream)[0].lstrip().startswith("[")
+    if is_array:
+        yield from ((f"row {number}", json.dumps(item)) for number, item in enumerate(items(path), start=1))
+        return
     with open_text(path, "dataset") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield number, line
+                yield f"line {number}", line
 
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

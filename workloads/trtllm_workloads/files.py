@@ -1,4 +1,5 @@
-"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, packed with gzip or not (its first bytes tell).
+"""Text files as users keep them: UTF-8 with or without a byte-order mark, any line ends, packed with gzip or not (its first bytes tell). A
+Parquet file is read as JSON lines, one per row, since datasets are often published as one.
 
 What is written is written beside its place and renamed into it, so that a full disk or Ctrl-C leaves the old file or the new one, never
 a half.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ from typing import IO, Any
 
 from trtllm_workloads.errors import WorkloadError, WriteError
 
-_GZIP = b"\x1f\x8b"
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_ROWS_AT_ONCE = 1024
 LONGEST_LINE = 1 << 24
 """Characters; a prompt of a million token ids has 8 million."""
 _BOMB_BYTES, _BOMB_RATIO = 1 << 27, 200
@@ -50,6 +53,35 @@ class _Bounded(io.BufferedIOBase):
         return self.read1(-1 if size is None else size)
 
 
+class _ParquetLines(io.RawIOBase):
+    """The rows of a Parquet file as JSON lines. Raises `WorkloadError` where it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows, self._left = _parquet_rows(path), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self._left and (row := next(self._rows, None)) is not None:
+            self._left = json.dumps(row, default=str).encode() + b"\n"
+        part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError):
+        raise WorkloadError(f"{path} is a Parquet file that is damaged or cut short; fetch it again") from None
+
+
 @contextmanager
 def open_text(path: Path, what: str, lines: bool = True) -> Iterator[IO[str]]:
     """The file's text; `what` it is (trace, dataset) is said when it cannot be read. `lines`: it has them, of bounded length.
@@ -64,7 +96,9 @@ def open_text(path: Path, what: str, lines: bool = True) -> Iterator[IO[str]]:
     try:
         with path.open("rb") as raw:
             packed = raw.peek(2)[:2] == _GZIP
-            plain = gzip.GzipFile(fileobj=raw) if packed else raw
+            plain: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+            if raw.peek(4)[:4] == _PARQUET:
+                plain = io.BufferedReader(_ParquetLines(path))
             bounded: Any = _Bounded(plain, path, path.stat().st_size if packed else 0, lines)
             with io.TextIOWrapper(bounded, encoding="utf-8-sig") as stream:
                 yield stream

@@ -10,7 +10,6 @@ import numpy as np
 
 from trtllm_workloads import dataset
 from trtllm_workloads.errors import WorkloadError
-from trtllm_workloads.files import first_line, open_text
 from trtllm_workloads.request import Workload
 from trtllm_workloads.spec import read_spec
 from trtllm_workloads.tokens import TokenPrompts, Vocabulary
@@ -56,7 +55,8 @@ def open_workload(
         spec = read_spec(path)
         workload = spec.build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed, skip_bad_rows=skip_bad_rows)
         return _scaled(workload, time_scale)
-    if _format(path) in ("nvidia", "", "text without lengths"):
+    format_name, _ = reading.format_of(path, "dataset")
+    if format_name in ("nvidia", "text without lengths") or (not format_name and ".csv" not in path.suffixes[-2:]):
         workload, skipped = dataset.read(path, skip_bad_rows=skip_bad_rows)
         workload = replace(workload, skipped=skipped)
         workload = workload if requests is None else workload.head(requests)
@@ -91,8 +91,3 @@ def _scaled(workload: Workload, factor: float) -> Workload:
     if not 0 < factor < float("inf"):
         raise WorkloadError(f"the time scale is {factor:g}; it must be above 0")
     return workload.with_arrivals(workload.arrival_s[workload.arrival_s == workload.arrival_s] * factor)
-
-
-def _format(path: Path) -> str:
-    with open_text(path, "dataset") as stream:
-        return reading.detect(first_line(stream)[0])

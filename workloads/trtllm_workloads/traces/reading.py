@@ -18,6 +18,7 @@ import numpy as np
 
 from trtllm_workloads.errors import SKIP_HINT, WorkloadError
 from trtllm_workloads.files import first_line, open_text
+from trtllm_workloads.json_items import items
 from trtllm_workloads.traces import azure, burstgpt, mooncake, nvidia, qwen, sharegpt
 from trtllm_workloads.traces.trace import Trace, concatenate
 
@@ -51,13 +52,16 @@ def detect(first_line: str) -> str:
         return "sharegpt"
     if line.startswith("{"):
         try:
-            keys = set(json.loads(line))
+            row = json.loads(line)
+            keys = set(row)
         except (ValueError, RecursionError):
             return ""
         if {"conversations", "conversation"} & keys:
             return "sharegpt"
         if {"input_ids", "prompt", "text_input"} & keys and nvidia.LENGTHS & keys:
             return "nvidia"
+        if sharegpt.answered(row.get("messages")):
+            return "sharegpt"
         if {"input_length", "output_length"} <= keys:
             return "qwen" if "chat_id" in keys else "mooncake"
         if "input_length" in keys:
@@ -75,6 +79,15 @@ def detect(first_line: str) -> str:
     return ""
 
 
+def format_of(path: Path, what: str = "trace") -> tuple[str, bool]:
+    """A file's format ('' for an unknown one), and whether it is one JSON array. `what` it is is said when it cannot be read."""
+    with open_text(path, what) as stream:
+        first, _ = first_line(stream)
+    if not first.lstrip().startswith("["):
+        return detect(first), False
+    return next((detect(json.dumps(item)) for item in items(path)), "") or "sharegpt", True
+
+
 def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bool = False) -> Iterator[Trace]:
     """Pieces of a trace as it is read, at most `BLOCK_LINES` rows each.
 
@@ -86,30 +99,37 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
         first, number = first_line(stream)
         if not first:
             raise WorkloadError(f"{path} is empty")
-        name = format or detect(first)
+        found, is_array = format_of(path)
+        name = format or found
         if name == "sharegpt":
             yield from sharegpt.read_json(path, skip_bad_rows)
             return
+        row = f"{path}, {'row' if is_array else 'line'}"
         if name == "text without lengths":
             raise WorkloadError(
-                f"{path}, line {number}: there is a text, but not how many tokens to answer it with; add output_tokens to each line"
+                f"{row} {number}: there is a text, but not how many tokens to answer it with; add output_tokens to each line"
             )
         if name == "prompts without answers":
-            raise WorkloadError(f"{path}, line {number}: there is an input_length, but no output_length; add one to each line")
+            raise WorkloadError(f"{row} {number}: there is an input_length, but no output_length; add one to each line")
         if name not in FORMATS:
             known = ", ".join([*FORMATS, "sharegpt"])
             begins = f"{path} is in no trace format known here (it begins {first.strip()[:60]!r})"
             what = f"'{name}' is not a trace format" if name else begins
             raise WorkloadError(f"{what}; there are {known}")
+        lines: Iterator[str] = chain([first], stream)
+        if is_array:
+            lines, number = (json.dumps(item) + "\n" for item in items(path)), 1
+            first = next(lines, "")
+            lines = chain([first], lines)
         try:
             reader = FORMATS[name](first.rstrip("\n"))
         except ValueError as error:
-            raise WorkloadError(f"{path}, line {number}: {error}") from None
+            raise WorkloadError(f"{row} {number}: {error}") from None
+        rows = islice(lines, reader.header_lines, None)
         number += reader.header_lines
-        rows = stream if reader.header_lines else chain([first], stream)
-        while lines := list(islice(rows, BLOCK_LINES)):
-            piece = _block(reader, lines, path, number, skip_bad_rows)
-            number += len(lines)
+        while block := list(islice(rows, BLOCK_LINES)):
+            piece = _block(reader, block, row, number, skip_bad_rows)
+            number += len(block)
             if piece is not None:
                 yield piece
 
@@ -142,26 +162,26 @@ def _without_empty_columns(trace: Trace) -> Trace:
     return trace
 
 
-def _block(reader: Format, lines: list[str], path: Path, number: int, skip: bool) -> Trace | None:
-    """The rows of a block; `number` is its first line's. Blank lines are not rows."""
+def _block(reader: Format, lines: list[str], row: str, number: int, skip: bool) -> Trace | None:
+    """The rows of a block; `number` is its first line's, and `row` what an error calls a line. Blank lines are not rows."""
     kept = [(number + k, line) for k, line in enumerate(lines) if not line.isspace()]
     if not kept:
         return None
-    pieces, bad = _good(reader, kept, path, skip)
+    pieces, bad = _good(reader, kept, row, skip)
     if not pieces:
         return None
     return replace(concatenate(pieces), skipped=bad)
 
 
-def _good(reader: Format, rows: list[tuple[int, str]], path: Path, skip: bool) -> tuple[list[Trace], int]:
+def _good(reader: Format, rows: list[tuple[int, str]], row: str, skip: bool) -> tuple[list[Trace], int]:
     try:
         return [reader.parse([line for _, line in rows])], 0
     except ValueError as error:
         if len(rows) == 1:
             if skip:
                 return [], 1
-            raise WorkloadError(f"{path}, line {rows[0][0]}: {error} ({SKIP_HINT})") from None
+            raise WorkloadError(f"{row} {rows[0][0]}: {error} ({SKIP_HINT})") from None
     middle = len(rows) // 2
-    first, bad_first = _good(reader, rows[:middle], path, skip)
-    second, bad_second = _good(reader, rows[middle:], path, skip)
+    first, bad_first = _good(reader, rows[:middle], row, skip)
+    second, bad_second = _good(reader, rows[middle:], row, skip)
     return first + second, bad_first + bad_second
