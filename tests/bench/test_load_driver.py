@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm_bench.load.clock import FakeClock
-from trtllm_bench.load.driver import START_DELAY_S, Drive, LoadResult, run_load
+from trtllm_bench.load.driver import START_DELAY_S, TOO_LATE, Drive, LoadResult, run_load
 from trtllm_bench.targets.scripted import NullTarget, Script, ScriptedTarget, VirtualTarget
 from trtllm_results.metrics import requests as metrics
 from trtllm_results.metrics.requests import FloatArray
@@ -287,6 +287,19 @@ def test_tokens_are_progress_and_the_limit_of_a_request_counts_all_its_time() ->
     assert run(stall_s=3.0, request_limit_s=100.0).failures == tuple(
         (place, "given up: it took longer than its limit of 100 s") for place in (0, 1)
     )
+
+
+def test_a_tail_that_can_be_no_good_is_given_up_and_changes_nothing_before() -> None:
+    workload = fixed(40, 4, 2).with_arrivals(np.arange(40) * 0.1)
+    script = Script(ttft_s=0.5, itl_s=0.01, slots=1)
+    whole, _ = virtual(workload, Drive(open_loop=True), script)
+    cut, _ = virtual(workload, Drive(open_loop=True, tail_s=2.0), script)
+    ended = cut.log.ok
+    assert cut.log.end_s[ended] == pytest.approx(whole.log.end_s[ended])
+    assert {reason for _, reason in cut.failures} == {TOO_LATE}
+    late = whole.log.end_s > whole.start_s + 3.9 + 2.0
+    assert (ended == ~late).all()
+    assert cut.log.columns["closed_s"].max() == pytest.approx(cut.start_s + 5.9, abs=0.1), "the run ends then"
 
 
 def test_a_standstill_of_the_driver_is_seen_whatever_it_waits_for() -> None:

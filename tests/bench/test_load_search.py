@@ -10,7 +10,7 @@ import pytest
 from trtllm_bench.__main__ import main
 from trtllm_bench.load.saturation import Saturation
 from trtllm_bench.load.saturation import Search as SaturationSearch
-from trtllm_bench.measure.search import Settings, answer
+from trtllm_bench.measure.search import Settings, answer, longest_good_s
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_results.store.table import Store
 
@@ -46,6 +46,36 @@ def test_a_rate_no_lone_request_could_meet_is_not_halved_for_ever(tmp_path: Path
     probes = json.loads(report.read_text())["probes"]
     assert probes[0]["load"] > 50  # as many requests as could decide, in half a second
     assert [probe["load"] for probe in probes[1:]] == [0]
+    assert probes[1]["requests"] < 24 < probes[0]["requests"], "a few are enough where all of them miss"
+
+
+def test_a_load_far_too_high_is_not_served_to_its_end(tmp_path: Path) -> None:
+    """Of 200 requests/s the server serves 69, so the last of 176 and more would end after 2.5 s and those that meet 120 ms by 1.1 s."""
+    flags = [
+        "--goodput",
+        "e2e:120",
+        "--attainment",
+        "0.95",
+        "--duration",
+        "0.5",
+        "--start",
+        "200",
+        "--max-seconds",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*FAKE, *flags]) in (0, 1)
+    first = Store(tmp_path).rows()[0]
+    assert first.cell.num_requests >= 176
+    assert 1.5 < first.figures["duration_s"] < 2.2
+    assert any("given up: too late to meet any limit" in warning for warning in first.warnings)
+
+
+def test_how_long_a_good_request_may_take() -> None:
+    assert longest_good_s({"ttft": 200, "tpot": 50}, 11) == pytest.approx(0.7)
+    assert longest_good_s({"ttft": 200, "tpot": 50, "e2e": 500}, 11) == pytest.approx(0.5)
+    assert longest_good_s({"tpot": 50}, 11) == longest_good_s({"ttft": 50}, 11) == float("inf")
 
 
 def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

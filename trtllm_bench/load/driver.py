@@ -39,6 +39,7 @@ from trtllm_workloads.request import RequestSpec
 SWITCH_INTERVAL_S = 0.0005
 START_DELAY_S = 0.01
 PROGRESS_S = 0.1
+TOO_LATE = "given up: too late to meet any limit"
 BEAT_S = 0.02
 """Longest that the driver sleeps without looking at the clock."""
 STANDSTILL_S = 0.01
@@ -55,6 +56,8 @@ class Drive:
     """A request is given up when this long has passed since it was sent and since its last token."""
     request_limit_s: float = math.inf
     """A request is given up when it has taken this long, tokens or not."""
+    tail_s: float = math.inf
+    """Once every request was sent, those still open this long after the last was intended are given up, all at once."""
     warmup_requests: int = 0
     """The first requests of the run, kept out of the figures."""
     warmup_s: float = 0.0
@@ -150,6 +153,7 @@ class _Run:
         self._silent_since = math.inf
         """When a request was first given up as silent, with nothing heard of any other since."""
         self._stalled = False
+        self._last_intended_s = -math.inf
         self._standstills: list[Standstill] = []
         self._told_s = 0.0
         self.start_s = clock.now() + START_DELAY_S
@@ -176,6 +180,7 @@ class _Run:
                 self._silent_since = math.inf
                 outcome = clock.poll() if pacer.next_due() > clock.now() else None
             self._give_up_overdue()
+            self._give_up_tail()
             self._tell()
         self._stalled |= 2 * self._silent > n
         self._tell(last=True)
@@ -191,6 +196,7 @@ class _Run:
         due = self._pacer.take()
         request = self.requests[due.id]
         self._due[due.id], self._intended[due.id] = due.due_s, due.intended_s
+        self._last_intended_s = max(self._last_intended_s, due.intended_s)
         self._sent[due.id] = sent_s = self.clock.now()
         self._in_flight += 1
         heapq.heappush(self._deadlines, (sent_s + min(self.drive.stall_s, self.drive.request_limit_s), due.id))
@@ -227,6 +233,12 @@ class _Run:
                 self._give_up(place, f"given up: it took longer than its limit of {self.drive.request_limit_s:g} s")
             else:
                 self._fall_silent(place, math.isnan(heard_s))
+
+    def _give_up_tail(self) -> None:
+        all_sent = self._ended + self._in_flight == len(self.requests)
+        if all_sent and self.clock.now() > self._last_intended_s + self.drive.tail_s:
+            for place in range(len(self.requests)):
+                self._give_up(place, TOO_LATE)
 
     def _fall_silent(self, place: int, unheard: bool) -> None:
         open_places = [other for other, outcome in enumerate(self._outcomes) if outcome is None and not math.isnan(self._sent[other])]

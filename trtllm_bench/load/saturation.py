@@ -68,7 +68,7 @@ class Probe:
         n_effective = n / design_effect(self.runs)
         centre = (share + z * z / (2 * n_effective)) / (1 + z * z / n_effective)
         half = z / (1 + z * z / n_effective) * math.sqrt(share * (1 - share) / n_effective + z * z / (4 * n_effective**2))
-        return centre - half, centre + half
+        return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def design_effect(runs: list[Good], batches_each: int = BATCHES) -> float:
@@ -153,7 +153,7 @@ def find_saturation(
         probes.append(probe)
         for _ in range(search.repeats):
             probe.add(measure(load))
-            probe.verdict = _verdict(probe, search)
+            probe.verdict = verdict(probe, search)
             limit = fitted_limit(probes, search)
             if probe.verdict != "undecided" or limit is not None or not _affords(probes, load, search):
                 break
@@ -168,7 +168,8 @@ def find_saturation(
     return Saturation(passed, failed, tuple(probes), search.confidence, reached, needed_s)
 
 
-def _verdict(probe: Probe, search: Search) -> Verdict:
+def verdict(probe: Probe, search: Search) -> Verdict:
+    """What is shown of a load by its runs so far."""
     low, high = probe.interval(search.z)
     return "pass" if low > search.attainment else "fail" if high < search.attainment else "undecided"
 

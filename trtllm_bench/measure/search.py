@@ -2,13 +2,18 @@
 
 A probe's first tenth is ramp-up and does not count: it meets an empty server. Overload shows only once a queue has had time to grow, so a
 probe lasts at least `duration_s` of arrivals and has at least as many requests as could decide it. Few long runs tell more than many short
-ones, since each pays for its ramp-up. A run that the driver's own lag voids is
-made again, a few times; one bad moment of this machine must not end a long search, nor count.
+ones, since each pays for its ramp-up. A run that the driver's own lag voids is made again, a few times; one bad moment of this machine must
+not end a long search, nor count.
+
+A load far too high shows at once, and would take minutes to be served to its end. So a run ends when all that is still open has missed its
+limits, which changes nothing for those that can meet them, and requests sent one at a time are first a few, which is enough where they miss
+the limits by far.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +23,24 @@ from rich.console import Console
 
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.control_variate import Run
-from trtllm_bench.load.saturation import MAX_STEPS, RAMP_UP, Probe, Saturation, Search, find_saturation
+from trtllm_bench.load.saturation import MAX_STEPS, RAMP_UP, Probe, Saturation, Search, find_saturation, verdict
 from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import check_server_flags, misfit, sized, with_model
 from trtllm_bench.measure.report import check_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
-from trtllm_bench.measure.session import Measurement, Session, open_session
+from trtllm_bench.measure.session import Measurement, Session, TooLateError, open_session
 from trtllm_bench.measure.workload import notes_of, workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
 from trtllm_dashboards.tables import plain_console, sentence
 from trtllm_results.metrics.requests import goodput_mask
+from trtllm_workloads.request import Workload
 
 VOID_RUNS = 3
+FEW = 24
+"""Requests, one at a time, of a first look."""
+LATE_S = 1.0
+"""Beyond the time that a good request may take, until what is open is given up."""
 USUAL_RUNS = MAX_STEPS // 2
 """Beside the limit, in a search that takes them all."""
 
@@ -50,12 +60,13 @@ class Settings:
     def unit(self) -> str:
         return "requests/s" if self.by_rate else "at a time"
 
-    def probe(self, load: float, run: int) -> MeasurementSpec:
-        """The measurement at this load; each run has prompts and arrivals of its own, so that pooled runs are independent."""
+    def probe(self, load: float, run: int, requests: int | None = None) -> MeasurementSpec:
+        """The measurement at this load, of as many requests as can decide it unless they are given; each run has prompts and arrivals of
+        its own, so that pooled runs are independent."""
         spec, by_rate = self.spec, self.by_rate and load > 0
         asked = replace(
             spec.workload,
-            num_requests=_requests(self, load),
+            num_requests=_requests(self, load) if requests is None else requests,
             request_rate=load if by_rate else 0.0,
             burstiness=self.search.burstiness if by_rate else 1.0,
             seed=spec.workload.seed + run,
@@ -101,6 +112,13 @@ def run(settings: Settings) -> Saturation:
     return result
 
 
+def longest_good_s(slo_ms: Mapping[str, float], output_tokens: int) -> float:
+    """Seconds from its intended time in which a request of so many tokens has ended, if it meets the limits; infinite where they do not
+    say."""
+    by_tokens = slo_ms["ttft"] + slo_ms["tpot"] * (output_tokens - 1) if {"ttft", "tpot"} <= set(slo_ms) else math.inf
+    return min(slo_ms.get("e2e", math.inf), by_tokens) / 1e3
+
+
 def requests_to_decide(search: Search) -> int:
     """Fewest requests of a probe, its ramp-up included."""
     return math.ceil(search.least_requests() / (1 - RAMP_UP)) + 1
@@ -127,9 +145,20 @@ class _Prober:
 
     def measure(self, load: float) -> Run:
         """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
+        if not load:
+            few = Probe(load)
+            few.add(first := self._counting(load, FEW))
+            if verdict(few, self._settings.search) == "fail":
+                return first
+        return self._counting(load, None)
+
+    def _counting(self, load: float, requests: int | None) -> Run:
         void = ""
         for _ in range(VOID_RUNS):
-            measurement = self._measure(load)
+            measurement, workload = self._measure(load, requests)
+            if measurement is None:
+                bad = np.zeros(len(workload) - int(len(workload) * RAMP_UP), dtype=bool)
+                return Run(bad, np.sort(workload.arrival_s) if len(workload.arrival_s) else np.zeros(len(workload)))
             if not measurement.void:
                 log = measurement.log
                 order = np.argsort(log.intended_s, kind="stable")
@@ -138,22 +167,29 @@ class _Prober:
             void = measurement.void
         raise RunFailure(f"at {load:.4g} {self._settings.unit}: {void}")
 
-    def _measure(self, load: float) -> Measurement:
-        spec = self._settings.probe(load, self._runs).with_defaults(0, 0)
+    def _measure(self, load: float, requests: int | None) -> tuple[Measurement | None, Workload]:
+        """What came back, or None where no request ended in time to meet the limits, and what was sent."""
+        spec = self._settings.probe(load, self._runs, requests).with_defaults(0, 0)
         self._runs += 1
         workload = workload_of(spec)
+        spec = replace(spec, load=replace(spec.load, tail_s=longest_good_s(spec.load.slo_ms, int(workload.output_tokens.max())) + LATE_S))
         needed = spec.workload.num_requests
         if needed is not None and len(workload) < needed:
             raise BenchError(
                 f"the dataset has {len(workload)} requests and a run at {load:.4g} {self._settings.unit} needs {needed}; "
                 "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
-        measurement = self._session.measure(workload, spec, lambda done: None)
+        cell = cell_of(spec, self._identity, workload)
+        try:
+            measurement = self._session.measure(workload, spec, lambda done: None)
+        except TooLateError as error:
+            if self._store is not None:
+                keep(self._store, self._rows.failed(spec, cell, 0, error), None)
+            return None, workload
         self.failures += [(load, told) for told in measurement.failures]
         if self._store is not None:
-            row = self._rows.measured(spec, cell_of(spec, self._identity, workload), 0, measurement)
-            keep(self._store, row, measurement)
-        return measurement
+            keep(self._store, self._rows.measured(spec, cell, 0, measurement), measurement)
+        return measurement, workload
 
     def finish(self) -> None:
         if self._store is not None:

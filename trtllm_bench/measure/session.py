@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.load.driver import Drive, run_load
+from trtllm_bench.load.driver import TOO_LATE, Drive, run_load
 from trtllm_bench.measure.validity import commonest_failures, told_failures, verdict
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import Identity, OnBuild, OpenTarget, target_kind
@@ -33,6 +33,10 @@ OnRequests = Callable[[int], None]
 """Called with the number of requests finished so far."""
 WARMUP_TOKENS = 16
 """Most output tokens of a warm-up request: prefill and decode at the cell's batch are met, and no more time is spent."""
+
+
+class TooLateError(RunFailure):
+    """Not one request of a run ended in time to meet its limits."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +98,21 @@ class TargetSession:
         load, open_loop = spec.load, spec.workload.open_loop
         salt, self._measurements = self.target.salt + self._measurements, self._measurements + 1
         workload = workload.reseeded(salt) if salt else workload
-        drive = Drive(load.concurrency, open_loop, load.stall_timeout, load.request_timeout or math.inf, warmup_s=load.warmup_seconds)
+        limit_s = load.request_timeout or math.inf
+        drive = Drive(load.concurrency, open_loop, load.stall_timeout, limit_s, tail_s=load.tail_s, warmup_s=load.warmup_seconds)
         cold: list[str] = []
         if load.warmup:
             first = workload.for_warmup(load.warmup)
             short = replace(first, output_tokens=np.minimum(first.output_tokens, WARMUP_TOKENS))
-            warmed = run_load(short.requests(), driven, replace(drive, open_loop=False, warmup_s=0.0))
+            warmed = run_load(short.requests(), driven, replace(drive, open_loop=False, tail_s=math.inf, warmup_s=0.0))
             if warmed.failures:
                 cold = [f"{len(warmed.failures)} of {len(warmed.log)} warm-up requests failed: {commonest_failures(warmed)}"]
         requests = workload.requests()
         with Telemetry(self.target.gpus, hosts=spec.engine.nnodes or 1) as telemetry:
             result = run_load(requests, driven, drive, on_requests=on_requests, gpus=engine.gpus)
         log = result.measured
+        if not log.ok.any() and all(reason == TOO_LATE for _, reason in result.failures):
+            raise TooLateError(f"every request was {TOO_LATE}")
         if not log.ok.any():
             raise RunFailure(f"every request failed: {commonest_failures(result)}")
         judged = verdict(result, open_loop, load.max_lag_ms, workload.shares_prefixes)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trtllm_bench.load import steady
-from trtllm_bench.load.driver import LoadResult
+from trtllm_bench.load.driver import TOO_LATE, LoadResult
 from trtllm_bench.load.steady import Span
 from trtllm_bench.load.target import Standstill
 from trtllm_results.metrics import requests as metrics
@@ -64,6 +64,7 @@ def verdict(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS,
         *_other_prompts(result),
         *_cached(done, shares_prefixes),
         *told_failures(result),
+        *told_late(result),
     ]
     warnings += _in_bursts(done)
     if open_loop and np.isfinite(log.sent_s).any() and steady.grows(log, float(np.nanmax(log.sent_s))):
@@ -133,15 +134,24 @@ def _other_prompts(result: LoadResult) -> list[str]:
 
 
 def told_failures(result: LoadResult) -> list[str]:
-    """How many requests failed and why, as a sentence; none where none did."""
-    if not result.failures:
-        return []
-    return [f"{len(result.failures)} of {len(result.log)} requests failed: {commonest_failures(result)}"]
+    """How many requests failed and why, as a sentence; none where none did. One that was given up as too late for its limits did not."""
+    failed = [reason for _, reason in result.failures if reason != TOO_LATE]
+    return [f"{len(failed)} of {len(result.log)} requests failed: {_commonest(failed)}"] if failed else []
+
+
+def told_late(result: LoadResult) -> list[str]:
+    """How many requests were given up as too late for their limits."""
+    late = sum(reason == TOO_LATE for _, reason in result.failures)
+    return [f"{late} of {len(result.log)} requests {TOO_LATE}"] if late else []
 
 
 def commonest_failures(result: LoadResult) -> str:
     """The most frequent reasons, with their counts when there are several."""
-    reasons = Counter(reason for _, reason in result.failures).most_common()
+    return _commonest([reason for _, reason in result.failures])
+
+
+def _commonest(failed: Sequence[str]) -> str:
+    reasons = Counter(failed).most_common()
     if len(reasons) == 1:
         return reasons[0][0]
     told = "; ".join(f"{reason} ({count})" for reason, count in reasons[:TOLD_REASONS])

@@ -9,6 +9,7 @@ command asked for it. All four classes are frozen, validated once when made, and
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -278,6 +279,8 @@ class LoadSpec:
     max_lag_ms: float = knob(25.0, "Void the run when the driver itself sends this late (p99).", least=0, unit="ms")
     stall_timeout: float = knob(600.0, "Give a request up when it has had no token for so long (default 600).", above=0, unit="s")
     request_timeout: float | None = knob(None, "Give a request up when it has taken so long (default: no limit).", above=0, unit="s")
+    tail_s: float = math.inf
+    """Seconds that a search waits after the last request of a run: what is open then has missed its limits. No setting of a user's."""
 
     def __post_init__(self) -> None:
         check(self)
