@@ -63,6 +63,26 @@ def test_no_change_is_same_and_noise_is_inconclusive() -> None:
     assert compare(sets(rows(noisy), rows([90.0, 115.0, 84.0, 99.0]))).changes[0].verdict == "inconclusive"
 
 
+def test_repeats_that_met_the_same_arrivals_are_compared_in_pairs() -> None:
+    luck = np.random.default_rng(7).normal(1.0, 0.2, 5)
+    before = [20.0 * one for one in luck]
+    after = [20.0 * one * 1.03 * wobble for one, wobble in zip(luck, (1.001, 0.999, 1.0, 1.002, 0.998), strict=True)]
+    drawn: dict[str, object] = {"figure": "ttft_p99_ms", "request_rate": 4.0, "workload_hash": "w"}
+
+    def change(*others: Row) -> tuple[str, float | None]:
+        (one,) = compare(sets(rows(before, **drawn), list(others)), ["ttft_p99_ms"]).changes  # type: ignore[arg-type]
+        assert one.change == pytest.approx(0.03, abs=0.001) or len(others) < 5
+        return one.verdict, one.rank_p_value
+
+    assert change(*rows(after, **drawn)) == ("slower", None)  # type: ignore[arg-type]
+    for apart in (drawn | {"workload_hash": "other"}, drawn | {"settings": {"replay": True}}):
+        assert change(*rows(after, **apart))[0] == "inconclusive"  # type: ignore[arg-type]
+    assert change(*rows(after, **drawn)[:4])[0] == "inconclusive", "one has no fellow"  # type: ignore[arg-type]
+    closed = drawn | {"request_rate": 0.0}
+    (unpaired,) = compare(sets(rows(before, **closed), rows(after, **closed)), ["ttft_p99_ms"]).changes  # type: ignore[arg-type]
+    assert unpaired.verdict == "inconclusive"
+
+
 def test_one_repeat_gives_a_change_and_no_verdict() -> None:
     (change,) = compare(sets(rows(100.0), rows(50.0))).changes
     assert (change.verdict, change.interval) == ("inconclusive", None)

@@ -1,9 +1,11 @@
 """Two or more result sets side by side: aligned by cell, each figure with its change, interval and a verdict word.
 
 The first set is the base. Repeats are the sample: two or more on both sides give a Welch interval on ln(other/base); with one repeat the
-change is printed and the verdict is `inconclusive`, because a single run says nothing of its own noise. Verdict words survive Holm's
-correction over everything compared, so that a table of a hundred cells does not announce five accidents. That holds for `same` too: of a
-hundred cells that all differ by just over `SAME_WITHIN`, some interval lies within it by luck in 87% of comparisons.
+change is printed and the verdict is `inconclusive`, because a single run says nothing of its own noise. Repeats of a load whose arrivals
+are drawn meet the same arrivals in both sets, repeat by repeat, where the sets have one workload: these are compared in pairs, so that
+what the arrivals add, which is alike on both sides, does not hide the change. Verdict words survive Holm's correction over everything
+compared, so that a table of a hundred cells does not announce five accidents. That holds for `same` too: of a hundred cells that all
+differ by just over `SAME_WITHIN`, some interval lies within it by luck in 87% of comparisons.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from trtllm_results import stats
 from trtllm_results.errors import ResultsError, did_you_mean
@@ -44,7 +48,7 @@ class Change:
     interval: Interval | None
     p_value: float
     rank_p_value: float | None
-    """Mann and Whitney's test: a check on the t interval that no outlier can sway; needs 4 repeats a side to reach 0.05."""
+    """Mann and Whitney's test: a check on the t interval that no outlier can sway; needs 4 repeats a side to reach 0.05. None of pairs."""
     verdict: str
     warnings: tuple[str, ...] = ()
     same_p_value: float = 1.0
@@ -202,7 +206,9 @@ def _change(
         if not values:
             bad = next((row for row in rows if row.status != "ok"), None)
             return f"{bad.status} in {name}: {bad.reason}" if bad else f"no {figure} in {name}"
-    evidence = stats.log_ratio(ours, theirs) if min(len(ours), len(theirs)) >= 2 else None
+    pairs = _pairs(base_rows, other_rows, figure)
+    several = min(len(ours), len(theirs)) >= 2
+    evidence = stats.paired(np.log([b / a for a, b in pairs])) if pairs else stats.log_ratio(ours, theirs) if several else None
     warnings = tuple(
         dict.fromkeys(f"{name}: {text}" for name, rows in ((base, base_rows), (other, other_rows)) for r in rows for text in r.warnings)
     )
@@ -219,12 +225,25 @@ def _change(
             other_repeats=len(theirs),
             interval=evidence.interval(confidence).as_ratio() if evidence else None,
             p_value=2 * min(evidence.p_below(0.0), evidence.p_above(0.0), 0.5) if evidence else 1.0,
-            rank_p_value=stats.mann_whitney(ours, theirs) if evidence else None,
+            rank_p_value=stats.mann_whitney(ours, theirs) if several and not pairs else None,
             verdict="inconclusive",
             warnings=warnings,
         ),
         evidence,
     )
+
+
+def _pairs(base_rows: Sequence[Row], other_rows: Sequence[Row], figure: str) -> list[tuple[float, float]]:
+    """A figure in both sets, repeat by repeat, where both drew the same arrivals for each; none where they did not."""
+    sides = []
+    for rows in (base_rows, other_rows):
+        rows = [row for row in rows if row.status == "ok" and figure in row.figures]
+        if not all(row.cell.request_rate and row.cell.workload_hash and not row.settings.get("replay") for row in rows):
+            return []
+        sides.append({(row.cell.workload_hash, row.repeat): row.figures[figure] for row in rows})
+    first, second = sides
+    alike = first.keys() == second.keys() and len({workload for workload, _ in first}) == 1 and len(first) >= 2
+    return [(first[name], second[name]) for name in sorted(first)] if alike else []
 
 
 def _values(rows: Sequence[Row], figure: str, name: str) -> list[float]:
