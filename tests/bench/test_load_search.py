@@ -86,7 +86,7 @@ def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest
     assert "the dataset has 5 requests and a run at 9 requests/s needs" in capsys.readouterr().err
 
 
-def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:
+def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_loop = ["--request-rate", "50", "--num-requests", "40", "--warmup-seconds", "0.3", "--max-lag-ms", "1000"]
     flags = ["--target", "fake", "--isl", "8", "--osl", "2", *open_loop, "--out", str(tmp_path)]
     assert main(["throughput", *flags]) == 0
@@ -94,6 +94,8 @@ def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path) -> None:
     assert row.cell.num_requests == 40
     assert 10 <= row.figures["completed_requests"] <= 35
     assert row.cell.settings["warmup_seconds"] == 0.3
+    assert main(["throughput", *flags[:-2], "--warmup-seconds", "30"]) == 1
+    assert "all 40 requests were due within the first 30 s, which --warmup-seconds leaves out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

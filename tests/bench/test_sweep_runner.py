@@ -135,6 +135,9 @@ def test_a_duration_gives_every_rate_equally_long(tmp_path: Path) -> None:
         spec_of(request_rate=5, duration=10, num_requests=3)
     with pytest.raises(ValueError, match="needs a request rate"):
         spec_of(duration=10)
+    assert {point.spec.workload.num_requests for point in spec_of(request_rate="1,5", duration=1.0).points} == {1, 5}
+    with pytest.raises(ValueError, match=r"--duration 1 at 0\.01 requests/s is less than one request; give a longer one"):
+        spec_of(request_rate=0.01, duration=1)
 
 
 def test_a_cell_of_a_dataset_is_named_for_it() -> None:

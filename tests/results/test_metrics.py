@@ -74,6 +74,8 @@ def test_goodput_needs_every_limit() -> None:
     for bad in ("ttft", "ttft:x", "p99:5", "ttft:-1", "ttft:nan", ""):
         with pytest.raises(ResultsError, match="is not understood"):
             metrics.parse_slo(bad)
+    with pytest.raises(ResultsError, match="two limits of ttft; give one"):
+        metrics.parse_slo("ttft:200,e2e:9,ttft:100")
 
 
 def test_short_outputs_show() -> None:

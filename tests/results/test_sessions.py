@@ -24,6 +24,22 @@ def test_sessions_make_the_check_decide() -> None:
     assert check_verdicts(0.0, 0.005, 0.005, (5,), machines=500)[1] > 0.7
 
 
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_arrivals_that_all_sessions_met_cost_no_power_and_no_wrong_verdict(count: int) -> None:
+    """600 checks: 0.075 is three standard errors above alpha. The k-th runs share what arrivals add, ten times the noise of a run."""
+    rng, wrong, right = np.random.default_rng(count), 0, 0
+    for _ in range(600):
+        arrivals = rng.normal(0, 0.05, 3)
+        met = [np.exp(rng.normal(0, 0.005) + arrivals + rng.normal(0, 0.005, 3)) for _ in range(count + 1)]
+        for loss in (LOSS_AT_MARGIN, 0.06):
+            comparison = compared(met[:-1], met[-1] * (1 - loss), session_noise([met[:-1]]), in_pairs=True)
+            assert comparison is not None
+            failed = comparison.evidence.p_below(np.log1p(-LOSS_AT_MARGIN)) < 0.05
+            wrong, right = (wrong + failed, right) if loss == LOSS_AT_MARGIN else (wrong, right + failed)
+    assert wrong / 600 <= 0.075
+    assert right / 600 > 0.85
+
+
 def sessions(*levels: float) -> list[list[float]]:
     return [[float(np.exp(level + wiggle)) for wiggle in (-0.001, 0.0, 0.001)] for level in levels]
 

@@ -111,6 +111,11 @@ class TargetSession:
         with Telemetry(self.target.gpus, hosts=spec.engine.nnodes or 1) as telemetry:
             result = run_load(requests, driven, drive, on_requests=on_requests, gpus=engine.gpus)
         log = result.measured
+        if not len(log):
+            raise RunFailure(
+                f"all {len(requests):,} requests were due within the first {load.warmup_seconds:g} s, which --warmup-seconds leaves out; "
+                "send more, or leave out less"
+            )
         if not log.ok.any() and all(reason == TOO_LATE for _, reason in result.failures):
             raise TooLateError(f"every request was {TOO_LATE}")
         if not log.ok.any():

@@ -228,7 +228,11 @@ class WorkloadSpec:
         """With a number of requests: as asked, or `duration` seconds at the rate, or the whole dataset (None), or `per_place` for each of
         `places` sequences in flight, at least `least`."""
         if self.duration is not None:
-            return replace(self, num_requests=max(least, round(self.request_rate * self.duration)), duration=None)
+            if self.request_rate * self.duration < 1:
+                raise BenchError(
+                    f"--duration {self.duration:g} at {self.request_rate:g} requests/s is less than one request; give a longer one"
+                )
+            return replace(self, num_requests=round(self.request_rate * self.duration), duration=None)
         if self.num_requests is not None or self.dataset is not None:
             return self
         return replace(self, num_requests=max(least, per_place * places))

@@ -244,7 +244,7 @@ def _judged(
     sessions, runs = states[-1], list(new.figures[figure])
     known = noise.get(figure)
     source = session_noise(states, SessionNoise(known) if isinstance(known, (int, float)) else known)
-    comparison = compared(sessions, runs, source)
+    comparison = compared(sessions, runs, source, in_pairs=bool(base.cell.get("request_rate")))
     repeats = min(len(runs), *(len(one) for one in sessions))
     return Judged(
         label=new.label,

@@ -107,14 +107,17 @@ def _of_history(states: Sequence[Sequence[Runs]]) -> SessionNoise | None:
     return SessionNoise(sd, 2 * n**2 / (3 * n - 1), with_runs=True, sentence=sentence)
 
 
-def compared(sessions: Sequence[Runs], candidate: Runs, noise: SessionNoise) -> SessionComparison | None:
-    """The candidate's one session against the baseline's; None where either has a session of a single run.
+def compared(sessions: Sequence[Runs], candidate: Runs, noise: SessionNoise, in_pairs: bool = False) -> SessionComparison | None:
+    """The candidate's one session against the baseline's; None where either has a session of a single run. `in_pairs`: the k-th runs of all
+    sessions met the same arrivals, whose luck is then alike on both sides.
 
     With K sessions of the baseline the difference has variance s^2 (1 + 1/K), and the run noise of both sides on top where `s` does not
     hold it (Satterthwaite's degrees of freedom).
     """
     if min(len(candidate), *(len(runs) for runs in sessions)) < 2:
         return None
+    if in_pairs:
+        return _in_pairs(sessions, candidate, noise)
     count = len(sessions)
     difference = level(candidate) - float(np.mean([level(runs) for runs in sessions]))
     run = _mean_error(candidate)
@@ -132,6 +135,21 @@ def compared(sessions: Sequence[Runs], candidate: Runs, noise: SessionNoise) -> 
     error, df = combined(parts)
     fixed = Component(math.sqrt(max(fixed_variance, 0.0)), noise.df if noise.with_runs else combined(parts[:2])[1])
     return SessionComparison(Evidence(difference, error, df), fixed)
+
+
+def _in_pairs(sessions: Sequence[Runs], candidate: Runs, noise: SessionNoise) -> SessionComparison:
+    """By the differences of the k-th runs, of as many as every session has. Further repeats would have no fellow, so all of the error
+    stays."""
+    repeats, count = min(len(candidate), *map(len, sessions)), len(sessions)
+    before = np.log(np.asarray([runs[:repeats] for runs in sessions], dtype=float)).mean(axis=0)
+    differences = np.log(np.asarray(candidate[:repeats], dtype=float)) - before
+    run = Component(float(differences.std(ddof=1)) / math.sqrt(repeats), repeats - 1.0)
+    between = Component(noise.sd * math.sqrt(1 + 1 / count), noise.df)
+    if noise.with_runs:  # as in `compared`, not below what the runs explain
+        error, df = (between.error, between.df) if between.error >= run.error else (run.error, min(run.df, between.df))
+    else:
+        error, df = combined([between, run])
+    return SessionComparison(Evidence(float(differences.mean()), error, df), Component(error, df))
 
 
 def _mean_error(runs: Runs) -> Component:

@@ -270,6 +270,8 @@ def parse_slo(text: str) -> dict[str, float]:
             raise ResultsError(
                 f"goodput limit '{part.strip()[:60]}' is not understood; write for example ttft:200,tpot:50,e2e:5000 (milliseconds)"
             )
+        if name in slo:
+            raise ResultsError(f"goodput has two limits of {name}; give one")
         slo[name] = limit
     return slo
 
