@@ -138,6 +138,15 @@ def test_any_knob_may_be_an_axis_and_engines_are_kept_together() -> None:
     assert len(several.points) == 8
 
 
+def test_a_toml_takes_nvidias_names_too(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(
+        'model = "m"\nquantization = ["W4A16_AWQ", "FP8"]\nkv_cache_dtype = "int8"\ntp_size = 2\npp-size = 2\n'
+        "concurrency = 1\nisl = 8\nosl = 8\n"
+    )
+    measured = [point.spec.engine for point in load_spec({}, tmp_path / "s.toml").points]
+    assert [(one.precision, one.kv_dtype, one.tp, one.pp) for one in measured] == [("W4A16_AWQ", "int8", 2, 2), ("FP8", "int8", 2, 2)]
+
+
 def test_cells_of_a_toml_hold_what_belongs_together_and_share_an_engine(tmp_path: Path) -> None:
     cells = "".join(
         f"[[cells]]\nisl = {isl}\nosl = {osl}\nbatch-size = {places}\nnum-requests = {requests}\n"

@@ -61,7 +61,8 @@ ALIASES = (
     Alias("model", ("--model-path",), (*MEASURING, "build", "generate")),
     Alias("tp", ("--tp-size", "-tp")),
     Alias("pp", ("--pp-size", "-pp")),
-    Alias("precision", ("--quantization", "-q"), (*MEASURING, "build", "generate"), _precision),
+    Alias("precision", ("--quantization", "-q"), (*MEASURING, "build", "generate", "perplexity", "tune"), _precision),
+    Alias("precision", ("--quantization", "-q"), ("quantize",)),  # whose names say a method, too
     Alias("weights", ("--no-weights-loading",), ("build",), _weights),
     Alias("kv_dtype", ("--kv-cache-dtype",)),
     # one name for one thing: where results go, the engine, the model

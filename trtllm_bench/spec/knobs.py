@@ -33,6 +33,8 @@ class Knob:
     flag: str = ""
     """NVIDIA's name where its tool has one, else derived from the field's name."""
     aliases: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    """Other names in a TOML file: NVIDIA's flags that the command line takes for this one."""
     unit: str = ""
     identity: bool | str = False
     """Whether the value can change a result and is told by no column of its own; a text names the attribute to take instead."""
@@ -70,8 +72,8 @@ class KnobField:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Names in a TOML file: the field's, and those of its flags."""
-        return tuple(dict.fromkeys([self.name, *(flag.strip("-").replace("-", "_") for flag in self.flags)]))
+        """Names in a TOML file: the field's, those of its flags, and others."""
+        return tuple(dict.fromkeys([self.name, *(flag.strip("-").replace("-", "_") for flag in self.flags), *self.knob.keys]))
 
     @property
     def setting(self) -> str:

@@ -118,16 +118,20 @@ class EngineSpec:
     model: str | None = knob(None, "Preset name, Hugging Face folder or .gguf file.", aliases=("-m",))
     engine_dir: Path | None = knob(None, "Engine folder made by build, instead of --model.")
     precision: str | None = knob(
-        None, "fp8, int4, int8_sq, bf16, ... (docs/quantization.md; default: the checkpoint's; else bf16 on a GPU, fp32 on CPU)."
+        None,
+        "fp8, int4, int8_sq, bf16, ... (docs/quantization.md; default: the checkpoint's; else bf16 on a GPU, fp32 on CPU).",
+        keys=("quantization",),
     )
-    kv_dtype: str = knob("auto", "KV cache: auto (fp8 where inputs are quantized), fp8, int8, bf16, fp16 or fp32.")
+    kv_dtype: str = knob(
+        "auto", "KV cache: auto (fp8 where inputs are quantized), fp8, int8, bf16, fp16 or fp32.", keys=("kv_cache_dtype",)
+    )
     context_attention: str | None = knob(
         None, "Attention of prompts multiplies wide numbers (default), or fp8 with an fp8 KV cache.", identity=True
     )
     weights: str | None = knob(None, "dummy, or a folder or .gguf file (default: the model folder's own; dummy for presets).")
     device: str = knob("auto", "auto, cpu or cuda.", identity=True)
-    tp: int = knob(1, "Tensor-parallel GPUs.", least=1)
-    pp: int = knob(1, "Pipeline stages, each on GPUs of its own.", least=1)
+    tp: int = knob(1, "Tensor-parallel GPUs.", least=1, keys=("tp_size",))
+    pp: int = knob(1, "Pipeline stages, each on GPUs of its own.", least=1, keys=("pp_size",))
     replicas: int = knob(1, "Copies of the engine, each on GPUs of its own.", least=1)
     nnodes: int | None = knob(None, "Hosts that run the ranks, each as many (default: this one).", least=1, identity=True)
     rdzv_endpoint: str | None = knob(None, "HOST:PORT of this host where the others join (see host).")
