@@ -7,7 +7,7 @@ tokenizer; without one it is taken as a quarter of its characters, rounded up (s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trtllm_workloads.traces.trace import Trace
 
 ASKED, ANSWERED = {"human", "user"}, {"gpt", "chatgpt", "bard", "bing", "assistant"}
 _READ_CHARACTERS = 1 << 20
+_REQUESTS_AT_ONCE = 4096
 
 
 class ShareGPTLengths(Csv):
@@ -38,25 +39,25 @@ def quarter_of_characters(text: str) -> int:
     return max(1, -(-len(text) // 4))
 
 
-def read_json(path: Path, skip_bad_rows: bool, count: Callable[[str], int] = quarter_of_characters, batch: int = 4096) -> Iterator[Trace]:
-    """Requests of a ShareGPT file, some thousand conversations at a time, without holding the whole file."""
+def read_json(path: Path, skip_bad_rows: bool) -> Iterator[Trace]:
+    """Requests of a ShareGPT file, some thousand at a time, without holding the whole file."""
     rows: list[tuple[int, int, int, int]] = []
     skipped = 0
     for number, item in enumerate(_items(path), start=1):
         try:
-            rows += [(number - 1, *request) for request in _requests(item, count)]
+            rows += [(number - 1, *request) for request in _requests(item)]
         except ValueError as error:
             if not skip_bad_rows:
                 raise WorkloadError(f"{path}, conversation {number}: {error} ({SKIP_HINT})") from None
             skipped += 1
-        if len(rows) >= batch:
+        if len(rows) >= _REQUESTS_AT_ONCE:
             yield _trace(rows, skipped)
             rows, skipped = [], 0
     if rows or skipped:
         yield _trace(rows, skipped)
 
 
-def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int, int]]:
+def _requests(item: Any) -> Iterator[tuple[int, int, int]]:
     """(turn, prompt tokens, answer tokens) of a conversation."""
     turns = item.get("conversations", item.get("conversation")) if isinstance(item, dict) else None
     if not isinstance(turns, list):
@@ -65,7 +66,7 @@ def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int
     for place, said in enumerate(turns):
         if not isinstance(said, dict) or not isinstance(said.get("value"), str):
             raise ValueError(f"turn {place + 1} has no text in 'value'")
-        length = count(said["value"])
+        length = quarter_of_characters(said["value"])
         before = str(turns[place - 1].get("from")) if place else ""
         if str(said.get("from")) in ANSWERED and before in ASKED:
             yield turn, held, length
