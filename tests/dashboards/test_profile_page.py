@@ -13,7 +13,7 @@ import pytest
 
 from trtllm_dashboards.errors import DashboardError, OutputError
 from trtllm_dashboards.html import render as dashboard
-from trtllm_dashboards.profile_page import ensure, page, render
+from trtllm_dashboards.profile_page import page, render
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 
@@ -57,15 +57,12 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         render(profile(), tmp_path / "file" / "page.html")
 
 
-def test_a_profile_kept_without_its_page_gets_it_when_it_is_linked_or_asked_for(tmp_path: Path) -> None:
+def test_a_profile_kept_without_its_page_gets_it_when_it_is_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
-    assert ensure(folder) is None
     (folder / "profile.json").write_text(json.dumps(profile()))
-    page_file = ensure(folder)
-    assert page_file == folder / "profile.html"
     asked = dashboard([str(folder)], tmp_path / "asked.html")
-    assert asked.read_text() == page_file.read_text()
+    assert asked.read_text() == page(profile())
     (folder / "profile.json").write_text('{"kernels"')
     with pytest.raises(DashboardError, match=r"profile\.json cannot be read as a profile"):
         dashboard([str(folder)], tmp_path / "asked.html")

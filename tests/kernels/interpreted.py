@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from interpreted_pdl import watched
+from torch.testing._comparison import default_tolerances
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -284,8 +285,11 @@ def difference(op: str, precision: str, got: torch.Tensor, want: torch.Tensor) -
         steps = (got.int() - want.int()).abs()
         return "" if int(steps.max()) <= 1 and float((steps > 0).float().mean()) < 1e-3 else f"codes up to {int(steps.max())} steps apart"
     if want.dtype != FP8:
+        allowed = tolerance(op, precision) or dict(zip(("rtol", "atol"), default_tolerances(got), strict=True))
+        if (got.dtype, got.shape) == (want.dtype, want.shape) and torch.allclose(got, want, equal_nan=True, **allowed):
+            return ""  # `assert_close` loads SymPy and half of torch.distributed first, a second in each of five scripts
         try:
-            torch.testing.assert_close(got, want, equal_nan=True, **tolerance(op, precision))
+            torch.testing.assert_close(got, want, equal_nan=True, **allowed)
         except AssertionError as error:
             return str(error).replace("\n", " ")
         return ""

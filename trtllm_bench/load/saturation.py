@@ -71,9 +71,9 @@ class Probe:
         return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def design_effect(runs: list[Good], batches_each: int = BATCHES) -> float:
+def design_effect(runs: list[Good]) -> float:
     """Variance of the mean, from batch means, over that of independent requests; at least 1."""
-    good, sizes = batch_sums(runs, batches_each)
+    good, sizes = batch_sums(runs, BATCHES)
     share = float(good.sum() / sizes.sum())
     if not 0 < share < 1 or len(sizes) < 2:
         return 1.0

@@ -5,7 +5,6 @@ The page draws its own SVG: a plotting library would be a hundred times the data
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -86,16 +85,6 @@ def parts_per_token(profile: Mapping[str, Any]) -> dict[str, float]:
         "gaps between steps": sum(step.get("gap_before_us", 0.0) for step in steps),
     }
     return {name: us / tokens for name, us in {**profile.get("roles", {}), **gaps}.items() if us > 0}
-
-
-def ensure(folder: Path) -> Path | None:
-    """The page of a profile's folder, rendered from its `profile.json` where it is missing. None where there is neither, or it cannot be
-    written."""
-    path, data = folder / PAGE_FILE, folder / DATA_FILE
-    if not path.is_file() and data.is_file():
-        with contextlib.suppress(DashboardError):
-            render(load(folder), path)
-    return path if path.is_file() else None
 
 
 def _asset(name: str) -> str:

@@ -28,6 +28,7 @@ from trtllm_results.versions import newest, varied_in
 
 SAME_WITHIN = 0.01
 """A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
+CONFIDENCE = 0.95
 CLOCK = "sm_clock_mean_mhz"
 Key = tuple[tuple[str, Any], ...]
 
@@ -79,7 +80,6 @@ def compare(
     figures: Sequence[str] = (HEADLINE,),
     ignore: Sequence[str] = (),
     across_gpus: bool = False,
-    confidence: float = 0.95,
 ) -> Comparison:
     """Compares every later set with the first.
 
@@ -112,7 +112,7 @@ def compare(
         for key in common:
             for figure in figures:
                 try:
-                    draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key], confidence)
+                    draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key])
                 except ResultsError as error:
                     no_ratio.append(error)
                     left_out.append((_label(aligned[0][key]), str(error)))
@@ -124,7 +124,7 @@ def compare(
     if no_ratio and not drafts:
         raise no_ratio[0]
     return Comparison(
-        tuple(one.name for one in sets), _verdicts(drafts, 1 - confidence), tuple(left_out), _notes(sets) + _chips(sets, aligned)
+        tuple(one.name for one in sets), _verdicts(drafts, 1 - CONFIDENCE), tuple(left_out), _notes(sets) + _chips(sets, aligned)
     )
 
 
@@ -199,7 +199,7 @@ def _nothing_in_common(first: ResultSet, second: ResultSet, a: Mapping[Key, Any]
 
 
 def _change(
-    key: Key, figure: str, base: str, base_rows: Sequence[Row], other: str, other_rows: Sequence[Row], confidence: float
+    key: Key, figure: str, base: str, base_rows: Sequence[Row], other: str, other_rows: Sequence[Row]
 ) -> tuple[Change, stats.Evidence | None] | str:
     ours, theirs = _values(base_rows, figure, base), _values(other_rows, figure, other)
     for name, rows, values in ((base, base_rows, ours), (other, other_rows, theirs)):
@@ -223,7 +223,7 @@ def _change(
             other_value=_mean(theirs),
             base_repeats=len(ours),
             other_repeats=len(theirs),
-            interval=evidence.interval(confidence).as_ratio() if evidence else None,
+            interval=evidence.interval(CONFIDENCE).as_ratio() if evidence else None,
             p_value=2 * min(evidence.p_below(0.0), evidence.p_above(0.0), 0.5) if evidence else 1.0,
             rank_p_value=stats.mann_whitney(ours, theirs) if several and not pairs else None,
             verdict="inconclusive",

@@ -226,9 +226,9 @@ def repeats_to_decide(
     fixed: Component,
     count: int,
     alpha: float,
-    limit: int = MOST_BLOCKS,
 ) -> int | None:
-    """Least number of repeats with which one look at `alpha` clears the bound at a chance of `PROJECTED_REPEATS`; None if over `limit`.
+    """Least number of repeats with which one look at `alpha` clears the bound at a chance of `PROJECTED_REPEATS`; None if over
+    `MOST_BLOCKS`.
 
     `gap` is the estimate's distance from the bound. Of its error, `shrinking` falls as 1 / sqrt(repeats) and is that of `count` repeats
     now; `fixed` stays (what differs between days, the other side's repeats).
@@ -246,9 +246,9 @@ def repeats_to_decide(
         clear = stdtr(shrinking.df, (abs(gap) - reach) / wander) + stdtr(shrinking.df, (-abs(gap) - reach) / wander)
         return bool(clear >= PROJECTED_REPEATS)
 
-    if not decides(limit):
+    if not decides(MOST_BLOCKS):
         return None
-    low, high = count, limit
+    low, high = count, MOST_BLOCKS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if decides(middle) else (middle, high)

@@ -139,10 +139,10 @@ def report_blocks(blocks: Blocks, config: GateConfig, a: str, b: str, alpha_now:
     )
 
 
-def judged_blocks(blocks: Blocks, figure: str, margin: float, label: str = "") -> Judged:
+def judged_blocks(blocks: Blocks, figure: str, margin: float) -> Judged:
     differences = blocks.differences(figure)
     return Judged(
-        label=label,
+        label="",
         figure=figure,
         margin=margin,
         evidence=stats.paired(differences) if len(differences) >= 2 else None,

@@ -7,7 +7,7 @@ tokenizer; without one it is taken as a quarter of its characters, rounded up (s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trtllm_workloads.traces.trace import Trace
 
 CONVERSATIONS = ("conversations", "conversation", "messages")
 ASKED, ANSWERED = {"human", "user"}, {"gpt", "chatgpt", "bard", "bing", "assistant"}
+_REQUESTS_AT_ONCE = 4096
 
 
 class ShareGPTLengths(Csv):
@@ -38,25 +39,25 @@ def quarter_of_characters(text: str) -> int:
     return max(1, -(-len(text) // 4))
 
 
-def read_json(path: Path, skip_bad_rows: bool, count: Callable[[str], int] = quarter_of_characters, batch: int = 4096) -> Iterator[Trace]:
-    """Requests of a ShareGPT file, some thousand conversations at a time, without holding the whole file."""
+def read_json(path: Path, skip_bad_rows: bool) -> Iterator[Trace]:
+    """Requests of a ShareGPT file, some thousand at a time, without holding the whole file."""
     rows: list[tuple[int, int, int, int]] = []
     skipped = 0
     for number, item in enumerate(items(path), start=1):
         try:
-            rows += [(number - 1, *request) for request in _requests(item, count)]
+            rows += [(number - 1, *request) for request in _requests(item)]
         except ValueError as error:
             if not skip_bad_rows:
                 raise WorkloadError(f"{path}, conversation {number}: {error} ({SKIP_HINT})") from None
             skipped += 1
-        if len(rows) >= batch:
+        if len(rows) >= _REQUESTS_AT_ONCE:
             yield _trace(rows, skipped)
             rows, skipped = [], 0
     if rows or skipped:
         yield _trace(rows, skipped)
 
 
-def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int, int]]:
+def _requests(item: Any) -> Iterator[tuple[int, int, int]]:
     """(turn, prompt tokens, answer tokens) of a conversation."""
     turns = next((item[name] for name in CONVERSATIONS if name in item), None) if isinstance(item, dict) else None
     if not isinstance(turns, list):
@@ -66,7 +67,7 @@ def _requests(item: Any, count: Callable[[str], int]) -> Iterator[tuple[int, int
         text = _text(said)
         if text is None:
             raise ValueError(f"turn {place + 1} has no text in 'value'")
-        speaker, length = _speaker(said), count(text)
+        speaker, length = _speaker(said), quarter_of_characters(text)
         if speaker in ANSWERED and before in ASKED:
             yield turn, held, length
             turn += 1
