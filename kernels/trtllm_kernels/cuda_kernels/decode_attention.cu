@@ -159,13 +159,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     pages.look_up(0);
 #pragma unroll
     for (int i = 0; i < STAGES; i++) pages.ask(stages[i], i, false);
-    float of_keys = 1.0f, of_values = 1.0f, over = 1.0f;
-    if (CODES == FP8_CODES) {
-        float scale = load_constant(k_scale);
-        scale_log2 *= scale, of_keys = 1.0f / scale;
-        of_values = load_constant(v_scale);
-    }
-    if (QUANTIZE) over = 1.0f / load_constant(out_scale);
+    Factors factors(scale_log2, k_scale, v_scale, out_scale);
     Angles angles;
     OwnAngles own_angles;
     if (ROTATES) {
@@ -183,7 +177,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
     if (ROTATES) {
         q.load(projected + 2 * kv_head * G * D);
         if (pages.has_last()) {
-            code_own(key, value, projected, kv_head, own_angles, of_keys, of_values);
+            code_own(key, value, projected, kv_head, own_angles, factors.of_keys, factors.of_values);
             write_last(pages, key, value);
         }
         angles.rotate(q);
@@ -225,7 +219,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int at = 16 * t + token + i / 2 * 8;
-                x[t][i] *= scale_log2;
+                x[t][i] *= factors.of_scores;
                 if (CODES == INT8_CODES) x[t][i] *= here.scales[0][at];
                 if (page * PAGE + at >= pages.length) x[t][i] = __int_as_float(0xFF800000);
                 most[i % 2] = fmaxf(most[i % 2], x[t][i]);
@@ -326,14 +320,14 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(32 *
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int head = 2 * pair + i;
-        float factor = total[i] > 0.0f ? of_values / total[i] : of_values;
+        float factor = total[i] > 0.0f ? factors.of_values / total[i] : factors.of_values;
 #pragma unroll
         for (int j = 0; j < 2 * EACH; j++) y[i][j] *= factor;
         char* to = out + ((seq * HKV + kv_head) * G + head) * D * BYTES;
 #pragma unroll
         for (int j = 0; j < 2 * EACH; j += RUN) {
             int at = tile + j / 2, dimension = OF_LANE * (dealt(lane / 4) + at / (OF_LANE / 2) * 8) + at % (OF_LANE / 2) * 2;
-            if (head < G) store(to + BYTES * dimension, &y[i][j], over);
+            if (head < G) store(to + BYTES * dimension, &y[i][j], factors.over);
         }
     }
 }

@@ -147,6 +147,20 @@ INLINE void load_own(float (&x)[OWN], const char* row) {
     }
 }
 
+// What scores, keys and values are multiplied by on their way, and results at last: scales of the cache and of the output that an engine stores.
+struct Factors {
+    float of_scores, of_keys = 1.0f, of_values = 1.0f, over = 1.0f;  // of_keys and over: inverses of scales
+
+    INLINE Factors(float scale_log2, const float* k_scale, const float* v_scale, const float* out_scale) : of_scores(scale_log2) {
+        if (CODES == FP8_CODES) {
+            float scale = load_constant(k_scale);
+            of_scores *= scale, of_keys = 1.0f / scale;
+            of_values = load_constant(v_scale);
+        }
+        if (QUANTIZE) over = 1.0f / load_constant(out_scale);
+    }
+};
+
 // This step's key, or value, as the cache stores it: a lane's OWN dimensions.
 struct Row {
     static constexpr int BYTES = RUN_OF_ROW * ELEMENT;  // of a run: 2, 4, 8 or 16

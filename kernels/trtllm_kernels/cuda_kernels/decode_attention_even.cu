@@ -116,13 +116,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     }
 #pragma unroll 1
     for (int i = 0; i < STAGES; i++) cursor.ask(i);
-    float of_keys = 1.0f, of_values = 1.0f, over = 1.0f;
-    if (CODES == FP8_CODES) {
-        float scale = load_constant(k_scale);
-        scale_log2 *= scale, of_keys = 1.0f / scale;
-        of_values = load_constant(v_scale);
-    }
-    if (QUANTIZE) over = 1.0f / load_constant(out_scale);
+    Factors factors(scale_log2, k_scale, v_scale, out_scale);
     wait_for_previous();
     cursor.waited = true;
 
@@ -142,11 +136,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         long long seq = here.item / HKV;
         int kv_head = here.item % HKV, left = here.length - here.step * STEP, later = steps_of(here.length) - here.step;
         if (done == 0 || here.step == 0) {
-            own.load(qkv + 2 * seq * (G + 2) * HKV * D, kv_head, cos_sin, here.length, later <= count - done, of_keys, of_values);
+            own.load(qkv + 2 * seq * (G + 2) * HKV * D, kv_head, cos_sin, here.length, later <= count - done, factors.of_keys, factors.of_values);
             sums.clear();
         }
         if (left <= STEP) own.complete(keys, values, scales, left, here.row, cache, (float*)k_scale);
-        sums.add(keys, values, scales, left, own.q, scale_log2);
+        sums.add(keys, values, scales, left, own.q, factors.of_scores);
         __syncwarp();
         cursor.ask(stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
@@ -160,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             ended = extent;
             write(tail, sums);
         } else {
-            sums.store_results(out + seq * OUT_BYTES, kv_head, of_values, over);
+            sums.store_results(out + seq * OUT_BYTES, kv_head, factors.of_values, factors.over);
         }
     }
     __syncthreads();
@@ -174,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 #pragma unroll 1
         for (int other = warp + 1; other < WARPS && first_of_warp(other) < min(extent.end, block_end); other++) add(sums, shared.heads[other]);
         if (extent.first >= block_first && extent.end <= block_end) {
-            sums.store_results(out + (long long)(extent.item / HKV) * OUT_BYTES, extent.item % HKV, of_values, over);
+            sums.store_results(out + (long long)(extent.item / HKV) * OUT_BYTES, extent.item % HKV, factors.of_values, factors.over);
         } else {
             write(((Piece*)pieces)[2 * blockIdx.x + (extent.first >= block_first)], sums);
         }

@@ -93,13 +93,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     int asked = 0;
 #pragma unroll 1
     for (int i = 0; i < STAGES; i++) asked += cursor.ask(i);
-    float of_keys = 1.0f, of_values = 1.0f, over = 1.0f;
-    if (CODES == FP8_CODES) {
-        float scale = load_constant(k_scale);
-        scale_log2 *= scale, of_keys = 1.0f / scale;
-        of_values = load_constant(v_scale);
-    }
-    if (QUANTIZE) over = 1.0f / load_constant(out_scale);
+    Factors factors(scale_log2, k_scale, v_scale, out_scale);
     wait_for_previous();
     cursor.waited = true;
 
@@ -116,16 +110,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
         long long seq = here.item / HKV;
         int kv_head = here.item % HKV, left = here.length - here.step * STEP;
         if (here.step == 0) {
-            own.load(qkv + 2 * seq * (G + 2) * HKV * D, kv_head, cos_sin, here.length, true, of_keys, of_values);
+            own.load(qkv + 2 * seq * (G + 2) * HKV * D, kv_head, cos_sin, here.length, true, factors.of_keys, factors.of_values);
             sums.clear();
         }
         if (left <= STEP) own.complete(keys, values, scales, left, here.row, cache, (float*)k_scale);
-        sums.add(keys, values, scales, left, own.q, scale_log2);
+        sums.add(keys, values, scales, left, own.q, factors.of_scores);
         __syncwarp();
         asked += cursor.ask(stage);
         if (++stage == STAGES) stage = 0, parity ^= 1;
         if (left > STEP) continue;
         sums.finish();
-        sums.store_results(out + seq * HKV * G * D * (QUANTIZE ? 1 : 2), kv_head, of_values, over);
+        sums.store_results(out + seq * HKV * G * D * (QUANTIZE ? 1 : 2), kv_head, factors.of_values, factors.over);
     }
 }
