@@ -18,7 +18,6 @@ from trtllm_bench.micro.show import print_beside
 from trtllm_bench.micro.timing import Call, How, StoppingRule
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_dashboards.plots import ops as plot
-from trtllm_kernels.lowering import lower
 from trtllm_results.compare import published_ops
 from trtllm_results.compare.published_ops import OpBeside, OpRun, OpShape
 from trtllm_results.errors import ResultsError
@@ -102,9 +101,9 @@ def test_a_sample_is_spread_over_families_types_and_sizes(limit: int) -> None:
 
 def test_ours_has_the_published_sizes() -> None:
     for group in observatory.groups_of(SMALL):
-        bench = Bench(group.config, group.precision, "cpu", group.cases, last=group.last, kv_dtype=group.kv_dtype)
-        bound, _ = observatory.parts_of(bench, group.shapes[0])
+        bench = Bench(group.config, group.precision, "cpu", group.cases, last=group.last, **group.compile_flags)
         shape = group.shapes[0]
+        (bound,) = observatory.works_of(group, bench, shape)["alone"]
         if shape.family == "gemm":
             x, weight = bound.arguments()["x"], bound.arguments()["weight"]
             assert (len(x), *weight.shape) == (shape.rows, *shape.sizes)
@@ -141,7 +140,8 @@ def test_an_op_is_timed_as_theirs_with_the_work_that_theirs_holds() -> None:
 def test_an_fp8_product_behind_its_quantization_reads_what_that_makes_and_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     (group,) = observatory.groups_of([PRODUCT])
     bench = Bench(group.config, "fp8", "cpu", group.cases, last="linear")
-    bound, parts = observatory.parts_of(bench, PRODUCT)
+    parts = observatory.works_of(group, bench, PRODUCT)["given scale"]
+    bound = parts[-1]
     assert [part.op.op for part in parts] == ["quantize", "linear"]
     wide = parts[0].arguments()
     expected = (wide["x"].float() / wide["scale"]).clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -169,13 +169,15 @@ def test_every_published_shape_of_ours_lowers(arch: str) -> None:
     groups = observatory.groups_of(published_ops.sample(able, 200))
     assert len({(group.family, group.shapes[0].sizes[:3], group.shapes[0].dtype) for group in groups}) == len(groups)
     for group in groups:
-        plan = compile_cases(group.config, group.precision, arch, group.cases, kv_dtype=group.kv_dtype).plan
-        last = ops_until(plan, group.last)[-1]
-        if observatory.quantized(group.shapes[0]):
-            specs = [spec for _, spec in observatory.quantize_inputs(plan, last)]
-            assert lower("quantize", specs, [plan.values[last.inputs[0]]], {}, arch).kernels
-        assert last.op == group.last
-        assert last.tactics[arch].launches
+        for one in (group, observatory.by_row(group)) if observatory.quantized(group.shapes[0]) else (group,):
+            plan = compile_cases(one.config, one.precision, arch, one.cases, **one.compile_flags).plan
+            last = ops_until(plan, one.last)[-1]
+            if observatory.quantized(one.shapes[0]):
+                assert observatory.lowered_quantization(one, plan, last, arch).kernels
+            assert last.op == one.last
+            assert last.tactics[arch].launches
+            for write in observatory.still_writes(plan, arch):
+                assert write.kernels
 
 
 def test_summaries_count_rows_ahead_and_name_those_behind() -> None:

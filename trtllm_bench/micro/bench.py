@@ -34,8 +34,8 @@ from trtllm_engines.runtime.device_state import DeviceState
 from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_kernels.dialect.expr import evaluate
 from trtllm_kernels.dialect.ops import OP_SPECS
-from trtllm_kernels.dialect.specs import DTYPES
-from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Lowered, TensorSpec
+from trtllm_kernels.dialect.specs import DTYPES, spec_of
+from trtllm_kernels.dialect.types import SKINNY_TOKENS, Arg, Attr, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
 from trtllm_kernels.references import OPS
@@ -94,6 +94,30 @@ def ops_until(plan: Plan, last: str) -> tuple[Op, ...]:
     """A plan's ops up to the first whose kind is `last`; all of them where that is empty."""
     end = next((index + 1 for index, op in enumerate(plan.ops) if op.op == last), len(plan.ops))
     return plan.ops[:end]
+
+
+def op_reading(op: Op, argument: str, name: str) -> Op:
+    """`op` with the value `name` as its tensor `argument`."""
+    arguments = OP_SPECS[op.op].tensors
+    inputs = (name if one == argument else given for one, given in zip(arguments, op.inputs, strict=True))
+    return replace(op, name=f"{op.name} with {name}", inputs=tuple(inputs))
+
+
+def lower_in(plan: Plan, op: Op, arch: str, others: Mapping[str, TensorSpec]) -> Lowered:
+    """Launches of an op that is not the plan's own, on its values, weights and step inputs and on `others`. None on the CPU."""
+    if arch == "cpu":
+        return Lowered(())
+    specs = {**plan.weights, **plan.constants, **plan.step_inputs, **plan.values, **others}
+    return lower(
+        op.op,
+        [specs[name] if name else None for name in op.inputs],
+        [specs[name] for name in op.outputs],
+        op.attrs,
+        arch,
+        input_names=op.inputs,
+        output_names=op.outputs,
+        in_place=bool(op.reuses),
+    )
 
 
 class Bench:
@@ -240,28 +264,36 @@ class Bench:
 
         return Chain(replays, calls, (program, graph))
 
-    def before(self, bound: BoundOp, op: str, inputs: Sequence[tuple[str, TensorSpec]], output: str) -> BoundOp:
-        """An op that the plan does not have, with `output`, a value of the plan that `bound` reads, as its result. Inputs that the memory
+    def before(
+        self, bound: BoundOp, op: str, inputs: Mapping[str, TensorSpec], outputs: Sequence[str], attrs: Mapping[str, Attr]
+    ) -> BoundOp:
+        """An op that the plan does not have, with `outputs`, values of the plan that `bound` reads, as its results. Inputs that the memory
         lacks are drawn."""
-        memory = bound.memory
-        for name, spec in inputs:
-            if name not in memory:
-                memory[name] = self._empty(spec, bound.symbols).normal_()
-        extra = Op(f"{op} before {bound.op.name}", op, tuple(name for name, _ in inputs), (output,), {})
-        lowered = Lowered(())
-        if self.arch != "cpu":
-            from trtllm_kernels.compile.pool import compile_many
+        for name, spec in inputs.items():
+            if name not in bound.memory:
+                bound.memory[name] = self._empty(spec, bound.symbols).normal_()
+        extra = Op(f"{op} before {bound.op.name}", op, tuple(inputs), tuple(outputs), attrs)
+        lowered = lower_in(self.plan, extra, self.arch, inputs)
+        return self._added(replace(bound, op=extra, includes=(), cost=replace(bound.cost, op=op, kind=OP_SPECS[op].kind)), lowered)
 
-            specs = [spec for _, spec in inputs]
-            lowered = lower(op, specs, [self.plan.values[output]], {}, self.arch, input_names=extra.inputs, output_names=extra.outputs)
-            cubins = compile_many(list(lowered.kernels), self.arch)
-            for reason in (one for one in cubins.values() if isinstance(one, str)):
-                raise KernelError(reason)
-            self.add_kernels(cubins)
-        cost = replace(bound.cost, name=extra.name, op=op, kind=OP_SPECS[op].kind)
-        return BoundOp(
-            extra, cost, memory, bound.symbols, lowered, None if self.arch == "cpu" else self._bind([lowered], memory, bound.symbols)
-        )
+    def reading(self, bound: BoundOp, argument: str, name: str, tensor: torch.Tensor) -> BoundOp:
+        """The same op on the same memory, but for `tensor`, called `name`, in place of what it reads as `argument`."""
+        bound.memory[name] = tensor
+        other = op_reading(bound.op, argument, name)
+        lowered = lower_in(self.plan, other, self.arch, {name: spec_of(tensor)})
+        return self._added(replace(bound, op=other, includes=()), lowered)
+
+    def _added(self, bound: BoundOp, lowered: Lowered) -> BoundOp:
+        """With launches whose kernels the plan may lack. Raises `KernelError` where one cannot be compiled."""
+        if self.arch == "cpu":
+            return replace(bound, lowered=lowered, program=None)
+        from trtllm_kernels.compile.pool import compile_many
+
+        cubins = compile_many(list(lowered.kernels), self.arch)
+        for reason in (one for one in cubins.values() if isinstance(one, str)):
+            raise KernelError(reason)
+        self.add_kernels(cubins)
+        return replace(bound, lowered=lowered, program=self._bind([lowered], bound.memory, bound.symbols))
 
     def _copies_of(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """By names of their own. Those asked for last are kept, for the next variant."""

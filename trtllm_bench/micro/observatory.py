@@ -2,17 +2,25 @@
 
 An op is not invented for this: a model of one layer is compiled whose QKV product has the GEMM's N and K, or whose attention has the heads,
 and its ops up to that one run in order, with the lowering, tactics and inputs an engine would have. It is then repeated as AIConfigurator's
-collectors do (`trtllm_results.compare.published_ops`), in bursts, once with the work that theirs holds and once alone. All kernels are
-compiled before the first is measured. Of each group the smallest shape is checked against its reference; the others run the same kernels.
+collectors do (`trtllm_results.compare.published_ops`), in bursts, once alone and once with each work that another engine's call of it
+holds. All kernels are compiled before the first is measured. Of each group the smallest shape is checked against its reference; the others
+run the same kernels.
+
+Two works are of models other than the group's own. A scale for every row is what precision fp8_rowwise has, so a second plan has its
+product. The write to the cache without rotation is the op of a model that rotates `ROTARY_DIM` dimensions of a head, by a table that turns
+nothing: no op of ours writes the cache and rotates none, and fewer dimensions would be no less to read. Where attention rotates and writes
+the cache itself, as in decoding, its one kernel is all three works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, compile_cases, ops_until
+import torch
+
+from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, compile_cases, lower_in, op_reading, ops_until
 from trtllm_bench.micro.results import is_right
 from trtllm_bench.micro.run import coarsest, roof_us
 from trtllm_bench.micro.timing import Bursts, StoppingRule, Timer, Timing, measure
@@ -22,9 +30,8 @@ from trtllm_engines.compiler.plan import Op, Plan
 from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.presets import preset_config
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
-from trtllm_kernels.dialect.types import TensorSpec
-from trtllm_kernels.lowering import lower
-from trtllm_results.compare.published_ops import OpBeside, OpShape
+from trtllm_kernels.dialect.types import Attr, Lowered, TensorSpec
+from trtllm_results.compare.published_ops import OpBeside, OpShape, Work
 
 MOST_COPIES = 6
 """Of a weight, as in vLLM's and SGLang's collectors (TensorRT-LLM's takes up to five)."""
@@ -33,6 +40,9 @@ KV_HEADS = 8
 HEAD_DIM, SMALL = 128, 256
 _NORMED = "model.layers.0.input_layernorm"
 """What the QKV product reads."""
+ROTARY_DIM = 16
+"""Dimensions of a head that rotate where only the write to the cache is asked for: a sector of memory in bf16."""
+_TABLE, _STILL = "cos_sin", "cosines and sines of no turn"
 BATCH = 1
 """Runs between two looks at the noise."""
 
@@ -42,6 +52,8 @@ class Group:
     """Shapes that one plan serves."""
 
     shapes: tuple[OpShape, ...]
+    by_row: bool = False
+    """Whether its fp8 product has a scale for each row of activations and weights, rather than one each."""
 
     @property
     def family(self) -> str:
@@ -49,7 +61,7 @@ class Group:
 
     @property
     def precision(self) -> str:
-        return self.shapes[0].dtype.partition("/")[0]
+        return "fp8_rowwise" if self.by_row else self.shapes[0].dtype.partition("/")[0]
 
     @property
     def kv_dtype(self) -> str:
@@ -61,8 +73,10 @@ class Group:
 
     @property
     def compile_flags(self) -> Mapping[str, Any]:
-        """A product is published without a norm: it does not take one itself where the norm's result is asked for."""
-        return {"kv_dtype": self.kv_dtype, "mark_outputs": (_NORMED,) if self.family == "gemm" else ()}
+        """A product is published without a norm: it does not take one itself where the norm's result is asked for, nor does one with a
+        scale a row. Attention of prompts multiplies what it is published with."""
+        flags: dict[str, Any] = {"kv_dtype": self.kv_dtype, "mark_outputs": (_NORMED,) if self.family == "gemm" and not self.by_row else ()}
+        return flags | ({"context_attention": self.precision} if self.family == "prompt attention" and self.precision == "fp8" else {})
 
     @property
     def config(self) -> ModelConfig:
@@ -104,15 +118,32 @@ def compile_groups(groups: Sequence[Group], arch: str, page_size: int, progress:
     from trtllm_kernels.compile.pool import compile_many
 
     kernels = []
-    for group in groups:
+    for group in (*groups, *(by_row(group) for group in groups if quantized(group.shapes[0]))):
         plan = compile_cases(group.config, group.precision, arch, group.cases, page_size, **group.compile_flags).plan
         ops = ops_until(plan, group.last)
-        kernels += [kernel for op in ops for kernel in op.tactics[arch].kernels]
+        lowered = [op.tactics[arch] for op in ops]
         if quantized(group.shapes[0]):
-            x, *_ = ops[-1].inputs
-            specs = [spec for _, spec in quantize_inputs(plan, ops[-1])]
-            kernels += lower("quantize", specs, [plan.values[x]], {}, arch).kernels
+            lowered.append(lowered_quantization(group, plan, ops[-1], arch))
+        if group.family == "prompt attention":
+            lowered += still_writes(plan, arch)
+        kernels += [kernel for one in lowered for kernel in one.kernels]
     compile_many(kernels, arch, progress=progress)
+
+
+def lowered_quantization(group: Group, plan: Plan, product: Op, arch: str) -> Lowered:
+    name, inputs, outputs, attrs = quantization(group, plan, product)
+    return lower_in(plan, Op("", name, tuple(inputs), outputs, attrs), arch, inputs)
+
+
+def still_writes(plan: Plan, arch: str) -> list[Lowered]:
+    """What writes a plan's keys and values to the cache without rotation."""
+    table = TensorSpec((plan.profile.max_seq_len, ROTARY_DIM), "fp32")
+    return [lower_in(plan, op_reading(op, _TABLE, _STILL), arch, {_STILL: table}) for op in plan.ops if writes_cache(op)]
+
+
+def by_row(group: Group) -> Group:
+    """The same products with a scale for each row."""
+    return replace(group, by_row=True)
 
 
 def quantized(shape: OpShape) -> bool:
@@ -120,12 +151,20 @@ def quantized(shape: OpShape) -> bool:
     return shape.family == "gemm" and shape.dtype != "bf16"
 
 
-def quantize_inputs(plan: Plan, product: Op) -> list[tuple[str, TensorSpec]]:
-    """Name and specification of what a quantization before a product reads: activations in the wide type, and the product's scale."""
+def writes_cache(op: Op) -> bool:
+    return Trait.WRITES_CACHE in OP_SPECS[op.op].traits
+
+
+def quantization(group: Group, plan: Plan, product: Op) -> tuple[str, dict[str, TensorSpec], tuple[str, ...], dict[str, Attr]]:
+    """The op that makes a product's input of activations in the wide type: its kind, inputs, results and attributes. With a scale a row it
+    makes the scales too, otherwise it reads the product's."""
     named = dict(zip(OP_SPECS[product.op].tensors, product.inputs, strict=True))
     x, scale = named["x"], named["x_scale"]
     wide = TensorSpec(plan.values[x].shape, plan.quant.wide_dtype)
-    return [(f"{x} in {wide.dtype}", wide), (scale, plan.weights[scale])]
+    inputs = {f"{x} in {wide.dtype}": wide}
+    if group.by_row:
+        return "quantize_rows", inputs, (x, scale), {"dtype": "fp8"}
+    return "quantize", inputs | {scale: plan.weights[scale]}, (x,), {}
 
 
 def run(
@@ -141,24 +180,44 @@ def run(
     """Ours beside theirs at every shape of the groups, and a sentence for each check that failed. Raises `BenchError`, `KernelError`."""
     rows: list[OpBeside] = []
     wrong: list[str] = []
+
+    def bench_of(group: Group) -> Bench:
+        return Bench(group.config, group.precision, arch, group.cases, page_size, last=group.last, **group.compile_flags)
+
+    def check(shape: OpShape, bound: BoundOp) -> None:
+        error = bound.error()
+        if not is_right(error, coarsest(bound, bound.memory[bound.op.outputs[0]])):
+            wrong.append(f"{shape.family} {shape.dtype} {shape.text}: {bound.op.op} differs from its reference by {error:.2%} (rms)")
+
     for group in groups:
-        bench = Bench(group.config, group.precision, arch, group.cases, page_size, last=group.last, **group.compile_flags)
+        row_scales: dict[OpShape, Timing] = {}
+        if quantized(group.shapes[0]):
+            bench = bench_of(by_row(group))
+            for shape in group.shapes:
+                parts = works_of(by_row(group), bench, shape)["row scales"]
+                if shape is group.shapes[0]:
+                    check(shape, parts[-1])
+                row_scales[shape] = _timing(bench, parts, timer, rule)
+            del bench
+        bench = bench_of(group)
         for shape in group.shapes:
-            bound, whole = parts_of(bench, shape)
+            works = works_of(group, bench, shape)
+            (bound,) = works["alone"]
             if shape is group.shapes[0]:
-                error = bound.error()
-                if not is_right(error, coarsest(bound, bound.memory[bound.op.outputs[0]])):
-                    wrong.append(f"{shape.family} {shape.dtype} {shape.text}: differs from its reference by {error:.2%} (root mean square)")
-            alone = _timing(bench, [bound], timer, rule)
-            all_parts = alone if len(whole) == 1 else _timing(bench, whole, timer, rule)
+                check(shape, bound)
+            timings: dict[Work, Timing] = {work: _timing(bench, parts, timer, rule) for work, parts in works.items()}
+            if shape in row_scales:
+                timings["row scales"] = row_scales[shape]
+            most = max(timings, key=get_args(Work).index)
             row = OpBeside(
                 shape,
-                ours_us=all_parts.mean_us,
-                alone_us=alone.mean_us,
+                ours_us=timings[most].mean_us,
+                alone_us=timings["alone"].mean_us,
                 theirs_us=published[shape],
+                between_us={work: timing.mean_us for work, timing in timings.items() if work not in ("alone", most)},
                 roof_us=roof_us(bound.cost, hardware),
-                noise=all_parts.noise,
-                slowed=all_parts.slowed or alone.slowed,
+                noise=max(timing.noise for timing in timings.values()),
+                slowed=any(timing.slowed for timing in timings.values()),
             )
             rows.append(row)
             tell(row)
@@ -166,15 +225,22 @@ def run(
     return rows, wrong
 
 
-def parts_of(bench: Bench, shape: OpShape) -> tuple[BoundOp, list[BoundOp]]:
-    """The op at a shape, and it behind the work that the published latency holds too: a quantization of bf16 activations before an fp8
-    product, rotation and cache write before attention, unless attention does them itself."""
+def works_of(group: Group, bench: Bench, shape: OpShape) -> dict[Work, list[BoundOp]]:
+    """The ops of each work at a shape, in order. Attention that rotates and writes the cache itself is `alone`."""
     *before, bound = bench.ops(case_of(shape))
-    if shape.family != "gemm":
-        return bound, [*(part for part in before if Trait.WRITES_CACHE in OP_SPECS[part.op.op].traits and not part.idle), bound]
-    if not quantized(shape):
-        return bound, [bound]
-    return bound, [bench.before(bound, "quantize", quantize_inputs(bench.plan, bound.op), bound.operand("x")), bound]
+    if shape.family == "gemm":
+        if not quantized(shape):
+            return {"alone": [bound]}
+        name, inputs, outputs, attrs = quantization(group, bench.plan, bound.op)
+        parts = [bench.before(bound, name, inputs, outputs, attrs), bound]
+        return {"row scales": parts} if group.by_row else {"alone": [bound], "given scale": parts}
+    writes = [part for part in before if writes_cache(part.op) and not part.idle]
+    if not writes:
+        return {"alone": [bound]}
+    table = torch.zeros(bench.plan.profile.max_seq_len, ROTARY_DIM, device=bench.device)
+    table[:, : ROTARY_DIM // 2] = 1
+    still = [bench.reading(part, _TABLE, _STILL, table) for part in writes]
+    return {"alone": [bound], "cache write": [*still, bound], "rotation": [*writes, bound]}
 
 
 def _timing(bench: Bench, parts: Sequence[BoundOp], timer: Timer, rule: StoppingRule) -> Timing:

@@ -75,17 +75,20 @@ MOST_BEHIND = 10
 def print_beside(run: OpRun, console: Console) -> None:
     """Every shape, a table for each family, then one sentence per family."""
     engines = sorted({engine for row in run.rows for engine in row.theirs_us})
+    between = dict.fromkeys(work for row in run.rows for work in row.between_us)
     rows = [
         {
             "op": row.shape.family,
             "dtype": row.shape.dtype,
             "shape": row.shape.text.replace(" heads of ", " x "),
-            "ours": row.ours_us,
+            "ours": row.same_work_us,
+            "all": row.ours_us,
             "alone": row.alone_us,
             "ratio": row.ratio,
             "theirs": row.best[1],
             "best": row.best[0].split()[0],
             "share": None if row.share is None else 100 * row.share,
+            **row.between_us,
             **row.theirs_us,
         }
         for row in run.rows
@@ -94,12 +97,14 @@ def print_beside(run: OpRun, console: Console) -> None:
         Column("dtype"),
         Column("shape", hoist=False, whole=True),
         Column("ours", unit="us", kind="number", places=1),
+        Column("all", unit="us", kind="number", places=1, priority=4),
+        *(Column(work, unit="us", kind="number", places=1, priority=4) for work in between),
         Column("alone", unit="us", kind="number", places=1, priority=3),
         Column("theirs", unit="us", kind="number", places=1),
         Column("best", "by", hoist=False, priority=2),
         Column("ratio", kind="number", places=2),
         Column("share", "ceiling", unit="%", kind="number", places=0, priority=1, hoist=False),
-        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=4) for engine in engines),
+        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=5) for engine in engines),
     ]
     console.print(f"our kernels on {run.device} beside {', '.join(engines)}", style="bold", soft_wrap=True)
     for op in dict.fromkeys(row["op"] for row in rows):
@@ -107,7 +112,8 @@ def print_beside(run: OpRun, console: Console) -> None:
         show([row for row in rows if row["op"] == op], columns, title=str(op), console=console)
     console.print()
     says = (
-        "attention: sequences of so many tokens, heads/KV heads x their size; theirs: the fastest engine; ratio: theirs / ours; "
+        "attention: sequences of so many tokens, heads/KV heads x their size; ours: with the work that the engine's call holds; theirs: "
+        "the engine that is fastest beside that; ratio: theirs / ours; all, alone: ours with the most work and with none; "
         "ceiling: share that the op alone reaches, above 100 where L2 holds its input"
     )
     console.print(f"{says}. {run.method}", style="dim", soft_wrap=True)
@@ -115,7 +121,7 @@ def print_beside(run: OpRun, console: Console) -> None:
         console.print(family.sentence, style="green" if not family.behind else "yellow", soft_wrap=True)
         for row in family.behind[:MOST_BEHIND]:
             engine, theirs = row.best
-            mine = f"ours {row.ours_us:,.1f} us (alone {row.alone_us:,.1f})"
+            mine = f"ours {row.same_work_us:,.1f} us (alone {row.alone_us:,.1f})"
             text = f"  behind: {row.shape.dtype} {row.shape.text}: {mine}, {engine} {theirs:,.1f}, ratio {row.ratio:.2f}"
             console.print(text, style="dim", soft_wrap=True)
         if len(family.behind) > MOST_BEHIND:

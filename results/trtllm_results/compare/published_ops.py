@@ -1,14 +1,13 @@
 """Other engines' kernels, one by one: latencies of GEMM, attention, MoE and all-reduce at stated shapes, and ours beside them.
 
 The figures are AIConfigurator's (`results/published/ORIGIN.md`), and the source of its collectors says how they were taken: in a CUDA
-graph, after a few warm-up replays, the mean of six replays between two events. A GEMM's graph holds up to six calls with a weight each, so
-that weights come from memory; attention's holds one call, so a cache of keys and values that fits into L2 is found there. What a call
-holds differs by engine: an fp8 GEMM takes bf16 activations and quantizes them, in all three; attention rotates and writes the new keys and
-values in TensorRT-LLM, and at most writes them in the others. So ours is given twice: with that work (`ours_us`, what ratios are of; an
-understatement of ours where the other engine does less) and alone (`alone_us`), as in an engine of ours, whose neighbours do that work.
+graph, after a few warm-up replays, the mean of six replays (20 of SGLang's attention) between two events. A GEMM's graph holds up to six
+calls with a weight each, so that weights come from memory; attention's holds one call, so a cache of keys and values that fits into L2 is
+found there. What a call holds differs by engine (`CALLS`), so ours is measured with each work (`Work`), and a ratio is of an engine's call
+and ours of the same work.
 
 A published latency is one number without an interval, so a ratio is one too and no verdict. A shape is ahead when ours takes less time than
-the fastest engine there.
+every engine's call there, each beside ours of its work.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
@@ -41,9 +40,30 @@ NOT_MEASURED: Mapping[Family, str] = {
 }
 NOT_OURS = {"fp8_block": "theirs multiplies fp8 with a scale per block of 128, and ours of such weights multiplies wide inputs"}
 METHOD = (
-    "theirs and ours: CUDA graph, warm-up, mean of six replays between two events, a pause before; GEMM weights rotate through "
-    "copies, attention finds in L2 what fits; with quantization of activations (fp8 GEMM), rotation and cache write (attention)"
+    "theirs and ours: CUDA graph, warm-up, mean of several replays between two events, a pause before; GEMM weights rotate through "
+    "copies, attention finds in L2 what fits; ours does the work that the engine's call does: quantization with a scale a row before an "
+    "fp8 GEMM, before attention the cache write (vLLM, SGLang) or rotation and cache write (TensorRT-LLM)"
 )
+Work = Literal["alone", "given scale", "row scales", "cache write", "rotation"]
+"""What a call does besides the product or attention, each more than the one before it: nothing; quantization of a GEMM's input with a scale
+that is given, or with one for each row that it finds first; the write of keys and values to the cache, or rotation and that."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What the published calls of an engine hold."""
+
+    fp8_gemm: Work
+    attention: Work
+
+
+CALLS: Mapping[str, Calls] = {
+    "trtllm": Calls("row scales", "rotation"),
+    "vllm": Calls("row scales", "cache write"),
+    "sglang": Calls("row scales", "cache write"),
+}
+"""By engine, as its collector has it (`docs/observatory.md`). TensorRT-LLM's fp8 GEMM has one scale for all rows, which it finds first too;
+of ours, what finds a scale finds one for each row."""
 _FAMILIES: Mapping[str, Family] = {
     "gemm": "gemm",
     "context_attention": "prompt attention",
@@ -157,9 +177,18 @@ def _spread(ordered: Sequence[OpShape], count: int) -> list[OpShape]:
     return [ordered[int((index + 0.5) * len(ordered) / count)] for index in range(count)]
 
 
+def work_of(engine: str, shape: OpShape) -> Work | None:
+    """What the call of `engine` (`vllm 0.24.0`) at a shape does besides the op; None where that is not known."""
+    if shape.family == "gemm" and shape.dtype == "bf16":
+        return "alone"
+    calls = CALLS.get(engine.split()[0])
+    return None if calls is None else calls.fp8_gemm if shape.family == "gemm" else calls.attention
+
+
 @dataclass(frozen=True)
 class OpBeside:
-    """Ours beside theirs at one shape, microseconds. `roof_us`: what the ceilings allow the op alone; None where they are not known."""
+    """Ours beside theirs at one shape, microseconds: `ours_us` with the most work that any of them does, `alone_us` with none. `roof_us`:
+    what the ceilings allow the op alone; None where they are not known."""
 
     shape: OpShape
     ours_us: float
@@ -169,20 +198,33 @@ class OpBeside:
     noise: float = 0.0
     """Relative standard error of ours."""
     slowed: bool = False
+    between_us: Mapping[Work, float] = field(default_factory=dict)
+    """Ours with a work between these two. Records from before ratios were of the same work have none."""
+
+    def ours_beside(self, engine: str) -> float:
+        """Ours with the work that this engine's call does; with the most where that is not known or was not measured."""
+        work = work_of(engine, self.shape)
+        return self.alone_us if work == "alone" else self.between_us.get(work, self.ours_us) if work else self.ours_us
 
     @property
     def best(self) -> tuple[str, float]:
-        """The fastest engine there."""
-        return min(self.theirs_us.items(), key=lambda item: item[1])
+        """The engine that is fastest beside ours of the same work, and its time."""
+        return min(self.theirs_us.items(), key=lambda item: item[1] / self.ours_beside(item[0]))
+
+    @property
+    def same_work_us(self) -> float:
+        """Ours with the work of that engine's call."""
+        return self.ours_beside(self.best[0])
 
     @property
     def ratio(self) -> float:
-        """Theirs / ours: above 1 ours is faster."""
-        return self.best[1] / self.ours_us
+        """Theirs / ours of the same work: above 1 ours is faster."""
+        return self.best[1] / self.same_work_us
 
     @property
     def alone_ratio(self) -> float:
-        return self.best[1] / self.alone_us
+        """The fastest of theirs / the op alone, whatever theirs holds."""
+        return min(self.theirs_us.values()) / self.alone_us
 
     @property
     def share(self) -> float | None:
