@@ -74,9 +74,9 @@ class Group:
     @property
     def compile_flags(self) -> Mapping[str, Any]:
         """A product is published without a norm: it does not take one itself where the norm's result is asked for, nor does one with a
-        scale a row. Attention of prompts multiplies what it is published with."""
+        scale a row. Attention of prompts multiplies fp8 where the cache is fp8, as theirs does (`docs/observatory.md`)."""
         flags: dict[str, Any] = {"kv_dtype": self.kv_dtype, "mark_outputs": (_NORMED,) if self.family == "gemm" and not self.by_row else ()}
-        return flags | ({"context_attention": self.precision} if self.family == "prompt attention" and self.precision == "fp8" else {})
+        return flags | ({"context_attention": "fp8"} if self.family == "prompt attention" and self.kv_dtype == "fp8" else {})
 
     @property
     def config(self) -> ModelConfig:
