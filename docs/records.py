@@ -573,6 +573,7 @@ def ops() -> str:
     behind = [
         [
             f"{one.shape.family}, {one.shape.dtype}: {one.shape.text}",
+            significant(one.same_work_us),
             significant(one.ours_us),
             significant(one.alone_us),
             f"{significant(one.best[1])} {one.best[0]}",
@@ -582,7 +583,7 @@ def ops() -> str:
         for one in family.behind
     ]
     table = markdown(["family", "ours ahead:", "alone:", "theirs / ours, geometric mean:"], families)
-    return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'alone us:', 'fastest other us:', 'theirs / ours:'], behind)}"
+    return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'all us:', 'alone us:', 'theirs us:', 'theirs / ours:'], behind)}"
 
 
 def accuracy() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,56 @@ def test_an_op_is_timed_as_theirs_with_the_work_that_theirs_holds() -> None:
     assert by_shape[PRODUCT].share == pytest.approx(roof / 20, rel=1e-3)
 
 
+def test_each_engine_is_beside_ours_of_the_work_that_its_call_holds() -> None:
+    prompt = OpShape("prompt attention", (32, 8, 128, 1024), "bf16/bf16", 4)
+    theirs = {"trtllm 1.3.0rc20": 110.0, "vllm 0.24.0": 75.0, "sglang 0.5.14": 90.0, "other 1": 95.0}
+    row = OpBeside(prompt, 100, 60, theirs, between_us={"cache write": 80})
+    assert [row.ours_beside(engine) for engine in theirs] == [100, 80, 80, 100], "with the most work where it is not known"
+    assert row.best == ("vllm 0.24.0", 75)
+    assert (row.same_work_us, row.ratio, row.alone_ratio) == (80, 75 / 80, 75 / 60)
+    faster = replace(row, theirs_us={"trtllm 1.3.0rc20": 104.0, "vllm 0.24.0": 96.0})
+    assert (faster.best[0], faster.ratio) == ("trtllm 1.3.0rc20", 1.04), "not the engine of the least time"
+    product = OpShape("gemm", (4096, 4096), "fp8", 64)
+    assert OpBeside(product, 20, 10, {"vllm 0.24.0": 19.0}, between_us={"given scale": 12}).ratio == 0.95
+    assert OpBeside(replace(product, dtype="bf16"), 20, 10, {"vllm 0.24.0": 19.0}).ratio == 1.9
+    assert {engine.split()[0] for engine in published_ops.by_shape("NVIDIA H200")[replace(product, rows=1)]} == set(published_ops.CALLS)
+
+
+def test_the_works_of_a_prompt_write_the_cache_without_rotation_and_with() -> None:
+    shape = OpShape("prompt attention", (2, 1, 128, 5), "fp8/fp8", 2)
+    (group,) = observatory.groups_of([shape])
+    bench = Bench(group.config, group.precision, "cpu", group.cases, last=group.last, **group.compile_flags)
+    works = observatory.works_of(group, bench, shape)
+    assert {work: [part.op.op for part in parts] for work, parts in works.items()} == {
+        "alone": ["paged_attention"],
+        "cache write": ["rope_kv_write_quantize", "paged_attention"],
+        "rotation": ["rope_kv_write_quantize", "paged_attention"],
+    }, "products of fp8"
+    still, rotating = works["cache write"][0], works["rotation"][0]
+    drawn = torch.randn(still.memory[still.op.inputs[0]].shape, generator=torch.Generator().manual_seed(0))
+    codes = {}
+    for part in (still, rotating):
+        part.memory[part.op.inputs[0]] = drawn.to(torch.bfloat16)
+        part.run()
+        codes[part.op.name] = part.memory[part.op.outputs[2]][:10].float()
+    keys, scale = drawn.to(torch.bfloat16)[:, 256:384].float(), still.arguments()["k_scale"]
+    assert torch.equal(codes[still.op.name], (keys / scale).to(torch.float8_e4m3fn).float()), "as they were"
+    assert not torch.equal(codes[still.op.name], codes[rotating.op.name])
+
+
+def test_a_product_with_a_scale_a_row_is_behind_the_quantization_that_finds_them() -> None:
+    shape = replace(PRODUCT, rows=3)
+    group = observatory.by_row(observatory.groups_of([shape])[0])
+    bench = Bench(group.config, group.precision, "cpu", group.cases, last=group.last, **group.compile_flags)
+    (works,) = observatory.works_of(group, bench, shape).items()
+    quantize, product = works[1]
+    assert (works[0], quantize.op.op, product.op.op) == ("row scales", "quantize_rows", "linear")
+    quantize.run()
+    wide, scales = quantize.arguments()["x"].float(), product.arguments()["x_scale"].float()
+    torch.testing.assert_close(scales[:, 0], wide.abs().amax(1) / 448)
+    assert product.arguments()["weight_scale"].numel() == shape.sizes[0]
+
+
 def test_an_fp8_product_behind_its_quantization_reads_what_that_makes_and_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     (group,) = observatory.groups_of([PRODUCT])
     bench = Bench(group.config, "fp8", "cpu", group.cases, last="linear")
@@ -204,6 +255,11 @@ def test_the_record_comes_back_and_the_plot_has_a_panel_a_family(tmp_path: Path)
     written = plot.write(run, tmp_path / "ops.svg").read_text()
     assert "GEMM: ahead at 1 of 1" in written
     assert "decode attention: ahead at 0 of 1" in written
+    earlier = json.loads((tmp_path / "ops.json").read_text())
+    for row in earlier["rows"]:
+        del row["between_us"]
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    assert OpRun.load(tmp_path / "earlier.json") == run, "records from before each work was measured"
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ResultsError, match="does not hold a run of kernels --against published"):
         OpRun.load(tmp_path / "bad.json")

@@ -177,7 +177,7 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
         if record is not None and len(done) % SAVED_EVERY == 0:
             outcome_of(done, []).save(record)
         if console.is_terminal:
-            console.print(f"{one.shape.text}: {one.ours_us:,.1f} us", style="dim")
+            console.print(f"{one.shape.text}: {one.same_work_us:,.1f} us", style="dim")
 
     rule = rule_of(noise, min(seconds, MOST_SECONDS))
     rows, wrong = run(groups, published, arch, CuptiTimer(), rule, hardware, tell, page_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
@@ -75,7 +75,6 @@ MOST_BEHIND = 10
 def print_beside(run: OpRun, console: Console) -> None:
     """Every shape, a table for each family, then one sentence per family."""
     engines = sorted({engine for row in run.rows for engine in row.theirs_us})
-    between = dict.fromkeys(work for row in run.rows for work in row.between_us)
     rows = [
         {
             "op": row.shape.family,
@@ -93,23 +92,11 @@ def print_beside(run: OpRun, console: Console) -> None:
         }
         for row in run.rows
     ]
-    columns = [
-        Column("dtype"),
-        Column("shape", hoist=False, whole=True),
-        Column("ours", unit="us", kind="number", places=1),
-        Column("all", unit="us", kind="number", places=1, priority=4),
-        *(Column(work, unit="us", kind="number", places=1, priority=4) for work in between),
-        Column("alone", unit="us", kind="number", places=1, priority=3),
-        Column("theirs", unit="us", kind="number", places=1),
-        Column("best", "by", hoist=False, priority=2),
-        Column("ratio", kind="number", places=2),
-        Column("share", "ceiling", unit="%", kind="number", places=0, priority=1, hoist=False),
-        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=5) for engine in engines),
-    ]
     console.print(f"our kernels on {run.device} beside {', '.join(engines)}", style="bold", soft_wrap=True)
     for op in dict.fromkeys(row["op"] for row in rows):
         console.print()
-        show([row for row in rows if row["op"] == op], columns, title=str(op), console=console)
+        between = dict.fromkeys(work for row in run.rows if row.shape.family == op for work in row.between_us)
+        show([row for row in rows if row["op"] == op], _columns_beside(engines, between), title=str(op), console=console)
     console.print()
     says = (
         "attention: sequences of so many tokens, heads/KV heads x their size; ours: with the work that the engine's call holds; theirs: "
@@ -130,3 +117,19 @@ def print_beside(run: OpRun, console: Console) -> None:
         console.print(text, style="bold red", soft_wrap=True)
     for note in run.notes:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
+
+
+def _columns_beside(engines: Sequence[str], between: Iterable[str]) -> list[Column]:
+    return [
+        Column("dtype"),
+        Column("shape", hoist=False, whole=True),
+        Column("ours", unit="us", kind="number", places=1),
+        Column("all", unit="us", kind="number", places=1, priority=4),
+        *(Column(work, unit="us", kind="number", places=1, priority=4) for work in between),
+        Column("alone", unit="us", kind="number", places=1, priority=3),
+        Column("theirs", unit="us", kind="number", places=1),
+        Column("best", "by", hoist=False, priority=2),
+        Column("ratio", kind="number", places=2),
+        Column("share", "ceiling", unit="%", kind="number", places=0, priority=1, hoist=False),
+        *(Column(engine, engine.split()[0], unit="us", kind="number", places=1, priority=5) for engine in engines),
+    ]

@@ -1,4 +1,4 @@
-"""Our kernels beside other engines': how many times as fast as the fastest of them, by size, one panel per family of ops.
+"""Our kernels beside other engines' calls of the same work: how many times as fast as the fastest, by size, one panel per family of ops.
 
 Both axes are logarithmic, so twice as fast and half as fast lie at one distance from the line. Not a kind of `plot`: it is drawn from the
 record of `kernels --against published` and not from rows of a store.
@@ -28,7 +28,9 @@ def draw(run: OpRun) -> Figure:
     if not run.rows:
         raise DashboardError("the run has no rows to draw; measure some with trtllm-bench kernels --against published")
     families = summaries(run.rows)
-    sheet = style.Sheet("Our kernels beside published engines' kernels", f"{run.device}; fastest of the published engines / ours")
+    sheet = style.Sheet(
+        "Our kernels beside published engines' kernels", f"{run.device}; fastest of the published engines / ours of the same work"
+    )
     titles = [f"{TITLES.get(one.family, one.family)}: ahead at {one.ahead} of {one.shapes}" for one in families]
     drawing, axes = sheet.panels(titles, columns=3, width=WIDTH)
     dtypes = sorted({one.shape.dtype for one in run.rows})
