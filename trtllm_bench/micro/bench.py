@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -238,31 +239,46 @@ class Bench:
         """The parts one after another, in rounds of one CUDA graph that is replayed `REPLAYS` times at a run, as AIConfigurator's
         collectors do. In each of the `copies` rounds a product reads a weight of its own."""
         product = next((part for part in parts if part.cost.kind == "gemm"), None)
-        name = "" if product is None else product.operand("weight")
-        others = {} if product is None else dict(islice(self._copies_of(name, product.memory[name]).items(), copies - 1))
-        names = [name, *others]
-        memory, symbols = {**parts[0].memory, **others}, parts[0].symbols
-        calls = REPLAYS * len(names)
+        weights = {} if product is None else self._weights_of(product, copies)
+        names, memory = tuple(weights) or ("",), {**parts[0].memory, **weights}
         if self.arch == "cpu":
-            rounds = [replace(part, memory={**memory, name: memory[one]} if name else memory) for one in names for part in parts]
+            rounds = [replace(part, memory={**memory, names[0]: memory[one]} if weights else memory) for one in names for part in parts]
+            return self._replayed([part.run for part in rounds], len(names))
+        each = [_reading(part.lowered, names[0], one) for one in names for part in parts]
+        program = self._bind(each, memory, parts[0].symbols, overlap=True)
+        return self._replayed([program.run], len(names))
 
-            def run() -> None:
-                for _ in range(REPLAYS):
-                    for part in rounds:
-                        part.run()
+    def loop_of(self, call: Callable[[torch.Tensor, torch.Tensor], Any], product: BoundOp, copies: int) -> Chain:
+        """As `loop`, of another library's product: `call` takes its input and a weight."""
+        x = product.arguments()["x"]
+        weights = self._weights_of(product, copies).values()
+        return self._replayed([partial(call, x, weight) for weight in weights], len(weights))
 
-            return Chain(run, calls)
-        program = self._bind([_reading(part.lowered, name, one) for one in names for part in parts], memory, symbols, overlap=True)
-        program.run()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            program.run()
+    def _weights_of(self, product: BoundOp, copies: int) -> dict[str, torch.Tensor]:
+        """A product's own weight and so many copies that there are `copies`, or fewer of large ones, by name."""
+        name = product.operand("weight")
+        return {name: product.memory[name]} | dict(islice(self._copies_of(name, product.memory[name]).items(), copies - 1))
+
+    def _replayed(self, calls: Sequence[Callable[[], Any]], rounds: int) -> Chain:
+        """`calls`, which make `rounds` rounds, as a graph that is replayed."""
+
+        def round_() -> None:
+            for call in calls:
+                call()
+
+        once, kept = round_, None
+        if self.arch != "cpu":
+            round_()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                round_()
+            once, kept = graph.replay, (calls, graph)
 
         def replays() -> None:
             for _ in range(REPLAYS):
-                graph.replay()
+                once()
 
-        return Chain(replays, calls, (program, graph))
+        return Chain(replays, REPLAYS * rounds, kept)
 
     def before(
         self, bound: BoundOp, op: str, inputs: Mapping[str, TensorSpec], outputs: Sequence[str], attrs: Mapping[str, Attr]

@@ -214,6 +214,7 @@ def run(
                 ours_us=timings[most].mean_us,
                 alone_us=timings["alone"].mean_us,
                 theirs_us=published[shape],
+                here_us=_theirs_here(bench, bound, timer, rule),
                 between_us={work: timing.mean_us for work, timing in timings.items() if work not in ("alone", most)},
                 roof_us=roof_us(bound.cost, hardware),
                 noise=max(timing.noise for timing in timings.values()),
@@ -241,6 +242,14 @@ def works_of(group: Group, bench: Bench, shape: OpShape) -> dict[Work, list[Boun
     table[:, : ROTARY_DIM // 2] = 1
     still = [bench.reading(part, _TABLE, _STILL, table) for part in writes]
     return {"alone": [bound], "cache write": [*still, bound], "rotation": [*writes, bound]}
+
+
+def _theirs_here(bench: Bench, bound: BoundOp, timer: Timer, rule: StoppingRule) -> float | None:
+    """What all three engines call for a product in bf16, torch's, timed on this machine."""
+    if bound.cost.kind != "gemm" or bound.cost.compute != "bf16":
+        return None
+    chain = bench.loop_of(torch.nn.functional.linear, bound, MOST_COPIES)
+    return measure(Bursts(timer), chain.run, "chained", rule).per(chain.calls).mean_us
 
 
 def _timing(bench: Bench, parts: Sequence[BoundOp], timer: Timer, rule: StoppingRule) -> Timing:

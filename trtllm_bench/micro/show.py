@@ -83,6 +83,7 @@ def print_beside(run: OpRun, console: Console) -> None:
             "ours": row.same_work_us,
             "all": row.ours_us,
             "alone": row.alone_us,
+            "here": row.here_us,
             "ratio": row.ratio,
             "theirs": row.best[1],
             "best": row.best[0].split()[0],
@@ -96,7 +97,9 @@ def print_beside(run: OpRun, console: Console) -> None:
     for op in dict.fromkeys(row["op"] for row in rows):
         console.print()
         between = dict.fromkeys(work for row in run.rows if row.shape.family == op for work in row.between_us)
-        show([row for row in rows if row["op"] == op], _columns_beside(engines, between), title=str(op), console=console)
+        members = [row for row in rows if row["op"] == op]
+        torch_too = any(row["here"] is not None for row in members)
+        show(members, _columns_beside(engines, between, torch_too), title=str(op), console=console)
     console.print()
     says = (
         "attention: sequences of so many tokens, heads/KV heads x their size; ours: with the work that the engine's call holds; theirs: "
@@ -119,7 +122,7 @@ def print_beside(run: OpRun, console: Console) -> None:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
 
 
-def _columns_beside(engines: Sequence[str], between: Iterable[str]) -> list[Column]:
+def _columns_beside(engines: Sequence[str], between: Iterable[str], torch_too: bool) -> list[Column]:
     return [
         Column("dtype"),
         Column("shape", hoist=False, whole=True),
@@ -128,6 +131,7 @@ def _columns_beside(engines: Sequence[str], between: Iterable[str]) -> list[Colu
         *(Column(work, unit="us", kind="number", places=1, priority=4) for work in between),
         Column("alone", unit="us", kind="number", places=1, priority=3),
         Column("theirs", unit="us", kind="number", places=1),
+        *([Column("here", "torch, here", unit="us", kind="number", places=1, priority=3)] if torch_too else []),
         Column("best", "by", hoist=False, priority=2),
         Column("ratio", kind="number", places=2),
         Column("share", "ceiling", unit="%", kind="number", places=0, priority=1, hoist=False),

@@ -200,6 +200,8 @@ class OpBeside:
     slowed: bool = False
     between_us: Mapping[Work, float] = field(default_factory=dict)
     """Ours with a work between these two. Records from before ratios were of the same work have none."""
+    here_us: float | None = None
+    """What all engines there call, where it is one and the same and at hand (torch's product, in bf16), timed here as ours is."""
 
     def ours_beside(self, engine: str) -> float:
         """Ours with the work that this engine's call does; with the most where that is not known or was not measured."""
