@@ -577,13 +577,15 @@ def ops() -> str:
             significant(one.ours_us),
             significant(one.alone_us),
             f"{significant(one.best[1])} {one.best[0]}",
+            "-" if one.here_us is None else significant(one.here_us),
             f"{one.ratio:.2f}",
         ]
         for family in summaries(run.rows)
         for one in family.behind
     ]
     table = markdown(["family", "ours ahead:", "alone:", "theirs / ours, geometric mean:"], families)
-    return f"{table}\n\nBehind:\n\n{markdown(['shape', 'ours us:', 'all us:', 'alone us:', 'theirs us:', 'theirs / ours:'], behind)}"
+    columns = ["shape", "ours us:", "all us:", "alone us:", "theirs us:", "torch, here us:", "theirs / ours:"]
+    return f"{table}\n\nBehind:\n\n{markdown(columns, behind)}"
 
 
 def accuracy() -> str:

@@ -132,6 +132,7 @@ def test_an_op_is_timed_as_theirs_with_the_work_that_theirs_holds() -> None:
     by_shape = {row.shape: row for row in rows}
     assert by_shape[PRODUCT].ours_us == 720 / 36, "six replays of a graph with six weights"
     assert by_shape[SMALL[3]].ours_us == 720 / 6, "six replays of one call"
+    assert [row.here_us for row in rows] == [720 / 36, None, None, None], "torch's product in bf16, with six weights too"
     assert by_shape[PRODUCT].best == ("b", 10.0)
     assert by_shape[PRODUCT].ratio == pytest.approx(0.5)
     roof = max(2 * 8 * 4096 * 256 / 1e12, (4096 * 256 + 8 + 8 * 256 + 8 * 4096 * 2) / 1e11) * 1e6
