@@ -248,7 +248,7 @@ def prompt_codes() -> Iterator[dict[str, Any]]:
     """`rope_kv_write_quantize` in place, as an engine launches it: beside decoding sequences, whose rows alone are rotated."""
     op, batch = OPS[OF_PROMPTS], BatchShape(query_lens=(1, 1, 1, 30, 7), kv_lens=(1, 32, 77, 30, 47), max_pages=3)
     normed = ModelShape(heads=2, kv_heads=1, head_dim=64, rotary_dim=64, qk_norm=True)
-    for name, model, decodes in (("normed", normed, 3), ("gptj", GPTJ, 0)):
+    for name, model, decodes in (("normed", normed, 3), ("gptj", GPTJ, 0), ("still", STILL, 3)):
         named = fp8_sample(op.name, model, batch)
         want_written = {**named, "kv_cache": torch.zeros_like(named["kv_cache"])}
         got_written = {**named, "kv_cache": torch.zeros_like(named["kv_cache"]), "qkv": named["qkv"].clone()}
@@ -310,6 +310,7 @@ ONE = BatchShape(query_lens=(1,), kv_lens=(1,), max_pages=1)
 GQA = ModelShape()
 MHA = ModelShape(hidden=40, heads=2, kv_heads=2, head_dim=32, rotary_dim=32, qk_norm=True)
 GPTJ = ModelShape(heads=2, kv_heads=2, head_dim=64, rotary_dim=16, interleaved=True, page_size=64)
+STILL = ModelShape(heads=6, kv_heads=3, head_dim=32, rotary_dim=0)
 ODD = ModelShape(heads=9, kv_heads=3, head_dim=64, rotary_dim=64, hidden=576)
 
 BATCHED = ("prepare_step", "rope_kv_write", "paged_attention")
@@ -337,6 +338,7 @@ CASES += [
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "fp8")]
 CASES += [("rope_kv_write", "grouped", ModelShape(64, 96, 8, 1, 64, 64), "mixed", MIXED, "fp8")]
 CASES += [("rope_kv_write", "gptj", GPTJ, "mixed", MIXED, "bf16")]
+CASES += [("rope_kv_write", "still", STILL, "mixed", MIXED, dtype) for dtype in ("bf16", "fp8", "int8 cache")]
 CASES += [(op, name, model, "mixed", MIXED, "int8 cache") for op in BATCHED[-2:] for name, model in (("gptj", GPTJ), ("gqa", GQA))]
 CASES += [("paged_attention", "mha", MHA, "decodes", DECODES, "int8 cache")]
 CASES += [("paged_attention", "gptj", GPTJ, name, batch, "bf16") for name, batch in (("prompts", PROMPTS), ("chunk", CONTEXT))]

@@ -7,9 +7,8 @@ holds. All kernels are compiled before the first is measured. Of each group the 
 run the same kernels.
 
 Two works are of models other than the group's own. A scale for every row is what precision fp8_rowwise has, so a second plan has its
-product. The write to the cache without rotation is the op of a model that rotates `ROTARY_DIM` dimensions of a head, by a table that turns
-nothing: no op of ours writes the cache and rotates none, and fewer dimensions would be no less to read. Where attention rotates and writes
-the cache itself, as in decoding, its one kernel is all three works.
+product. The write to the cache without rotation is the same op with a table of no dimensions. Where attention rotates and writes the cache
+itself, as in decoding, its one kernel is all three works.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ KV_HEADS = 8
 HEAD_DIM, SMALL = 128, 256
 _NORMED = "model.layers.0.input_layernorm"
 """What the QKV product reads."""
-ROTARY_DIM = 16
-"""Dimensions of a head that rotate where only the write to the cache is asked for: a sector of memory in bf16."""
-_TABLE, _STILL = "cos_sin", "cosines and sines of no turn"
+_TABLE, _STILL = "cos_sin", "cosines and sines of no dimension"
 BATCH = 1
 """Runs between two looks at the noise."""
 
@@ -137,7 +134,7 @@ def lowered_quantization(group: Group, plan: Plan, product: Op, arch: str) -> Lo
 
 def still_writes(plan: Plan, arch: str) -> list[Lowered]:
     """What writes a plan's keys and values to the cache without rotation."""
-    table = TensorSpec((plan.profile.max_seq_len, ROTARY_DIM), "fp32")
+    table = TensorSpec((plan.profile.max_seq_len, 0), "fp32")
     return [lower_in(plan, op_reading(op, _TABLE, _STILL), arch, {_STILL: table}) for op in plan.ops if writes_cache(op)]
 
 
@@ -238,8 +235,7 @@ def works_of(group: Group, bench: Bench, shape: OpShape) -> dict[Work, list[Boun
     writes = [part for part in before if writes_cache(part.op) and not part.idle]
     if not writes:
         return {"alone": [bound]}
-    table = torch.zeros(bench.plan.profile.max_seq_len, ROTARY_DIM, device=bench.device)
-    table[:, : ROTARY_DIM // 2] = 1
+    table = torch.empty(bench.plan.profile.max_seq_len, 0, device=bench.device)
     still = [bench.reading(part, _TABLE, _STILL, table) for part in writes]
     return {"alone": [bound], "cache write": [*still, bound], "rotation": [*writes, bound]}
 

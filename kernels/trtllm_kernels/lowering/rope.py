@@ -14,7 +14,10 @@ from trtllm_kernels.lowering.space import DECODE, PREFILL, Choice, grid, head_sp
 
 
 def _rotary_half(call: OpCall, head_dim: int) -> int:
+    """Half of the dimensions of a head that rotate; 0 where none does, which only the ops that write the cache take."""
     rotary_dim = call["cos_sin"].size(1)
+    if not rotary_dim and call.op != "rope":
+        return 0
     if rotary_dim > head_dim:
         raise KernelError(f"rotary dimension {rotary_dim} is larger than the head dimension {head_dim}")
     return power_of_2("rotary dimension", rotary_dim, 4, 256) // 2
@@ -125,7 +128,7 @@ def _sources(call: OpCall) -> dict[str, Parameter]:
     return {
         "QKV": qkv,
         "Positions": call["positions"],
-        "CosSin": call["cos_sin"],
+        "CosSin": call["cos_sin"] if call["cos_sin"].size(1) else qkv,
         "Cache": call["kv_cache"].slice(call.integer("layer")),
         "KvSlots": call["kv_slots"],
         "QNorm": call.get("q_norm") or qkv,
@@ -147,32 +150,30 @@ def _launch(builder: Builder, tuned: Mapping[str, int], end: Dim) -> None:
     qkv, cache = call["qkv"], call["kv_cache"]
     num_heads, kv_heads, head_dim, half = _heads(call)
     scales, block_t, block_h = call.get("kv_scales"), tuned["block_t"], tuned["block_h"]
-    groups = 2 * ceil_div(kv_heads, block_h) + ceil_div(num_heads, block_h)
+    of_keys_values, of_queries = 2 * ceil_div(kv_heads, block_h), ceil_div(num_heads, block_h)
+    sources: dict[str, Parameter] = {
+        "KScale": scales.slice(call.integer("layer")) if scales else call.get("k_scale") or qkv,
+        "VScale": call.get("v_scale") or qkv,
+        "Y": call.outputs[0],
+    }
+    tokens: dict[str, Parameter] = {"first_token": I32(call.rotated), "end_token": I32(end)}
+    tile = {"HQ": num_heads, "HKV": kv_heads, "D": head_dim, "PAGE": cache.size(4), "BLOCK_T": block_t, "BLOCK_H": block_h}
+    kinds = {"SCALED_CACHE": call.get("k_scale") is not None, "SCALED_ROWS": scales is not None, "IN_PLACE": call.in_place}
+    blocks = ceil_div(count, block_t) if isinstance(count, int) else f"ceil_div({count}, {block_t})"
+    if not half:
+        builder.launch(
+            "rope.kv_write",
+            {"QKV": qkv, "Cache": cache.slice(call.integer("layer")), "KvSlots": call["kv_slots"], **sources, **tokens},
+            grid=(blocks, of_keys_values + (0 if call.in_place else of_queries)),
+            constexprs={**tile, **kinds},
+            warps=tuned["warps"],
+        )
+        return
+    rotation = {"HALF": half, "INTERLEAVED": bool(call.attrs["interleaved"]), "QK_NORM": call.get("q_norm") is not None}
     builder.launch(
         "rope.rope_kv_write",
-        {
-            **_sources(call),
-            "KScale": scales.slice(call.integer("layer")) if scales else call.get("k_scale") or qkv,
-            "VScale": call.get("v_scale") or qkv,
-            "Y": call.outputs[0],
-            "eps": F32(call.number("eps")),
-            "first_token": I32(call.rotated),
-            "end_token": I32(end),
-        },
-        grid=(ceil_div(count, block_t) if isinstance(count, int) else f"ceil_div({count}, {block_t})", groups),
-        constexprs={
-            "HQ": num_heads,
-            "HKV": kv_heads,
-            "D": head_dim,
-            "HALF": half,
-            "PAGE": cache.size(4),
-            "INTERLEAVED": bool(call.attrs["interleaved"]),
-            "QK_NORM": call.get("q_norm") is not None,
-            "BLOCK_T": block_t,
-            "BLOCK_H": block_h,
-            "SCALED_CACHE": call.get("k_scale") is not None,
-            "SCALED_ROWS": scales is not None,
-            "IN_PLACE": call.in_place,
-        },
+        {**_sources(call), **sources, "eps": F32(call.number("eps")), **tokens},
+        grid=(blocks, of_keys_values + of_queries),
+        constexprs={**tile, **rotation, **kinds},
         warps=tuned["warps"],
     )

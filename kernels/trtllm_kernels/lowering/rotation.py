@@ -39,7 +39,7 @@ def rotated_to(rope: OpCall, attention: OpCall) -> Dim:
 
 def rotates_in_lane(rotary_dim: int, head_dim: int, interleaved: bool) -> bool:
     """Whether a lane of decode attention holds both dimensions of each pair that rotates."""
-    return rotary_dim % _ROTARY_STEP == 0 if interleaved else rotary_dim == head_dim == _HEAD_DIM
+    return rotary_dim > 0 and (rotary_dim % _ROTARY_STEP == 0 if interleaved else rotary_dim == head_dim == _HEAD_DIM)
 
 
 def _fits(rope: OpCall, attention: OpCall) -> bool:

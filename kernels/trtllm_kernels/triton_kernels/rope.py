@@ -159,6 +159,45 @@ def rope_kv_write(
 
 
 @triton.jit
+def kv_write(
+    QKV, Cache, KvSlots, KScale, VScale, Y, first_token, end_token,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
+    SCALED_CACHE: tl.constexpr, SCALED_ROWS: tl.constexpr, IN_PLACE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`rope_kv_write` of a model that rotates no dimension and normalizes nothing, with its grid. IN_PLACE: there are no programs of
+    queries, and nothing is written but the cache."""
+    let_next_start(PDL)
+    GROUPS: tl.constexpr = (HKV + BLOCK_H - 1) // BLOCK_H
+    ROWS: tl.constexpr = BLOCK_T * BLOCK_H
+    group = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    token = (first_token + tl.program_id(0) * BLOCK_T + row // BLOCK_H).to(tl.int64)
+    is_q, is_v = group >= 2 * GROUPS, (group >= GROUPS) & (group < 2 * GROUPS)
+    head = (group - tl.where(is_q, 2 * GROUPS, tl.where(is_v, GROUPS, 0))) * BLOCK_H + row % BLOCK_H
+    present = token < end_token
+    mask = present & (head < tl.where(is_q, HQ, HKV))
+    if SCALED_CACHE:
+        inverse = 1.0 / tl.where(is_v, tl.load(VScale), tl.load(KScale))
+    slot = tl.load(KvSlots + token, mask=present, other=0).to(tl.int64)
+    wait_for_previous(PDL)
+    cached = (((slot // PAGE) * 2 + tl.where(is_v, 1, 0)) * HKV + head) * (PAGE * D) + (slot % PAGE) * D
+    x_at = token * ((HQ + 2 * HKV) * D) + (head + tl.where(is_q, 0, HQ + tl.where(is_v, HKV, 0))) * D
+    d = tl.arange(0, D)[None, :]
+    x = tl.load(QKV + x_at[:, None] + d, mask=mask[:, None], other=0.0)
+    if not IN_PLACE:
+        tl.store(Y + x_at[:, None] + d, x, mask=mask[:, None])
+    kept = mask & ~is_q
+    if SCALED_CACHE:
+        x = _saturated(x.to(tl.float32) * inverse)
+    if SCALED_ROWS:
+        x = x.to(tl.float32)
+        row_scale = _row_scale(tl.max(tl.abs(x), 1))
+        tl.store(KScale + cached // D, row_scale, mask=kept)
+        x = int8_codes(tl.div_rn(x, tl.broadcast_to(row_scale[:, None], (ROWS, D))))
+    tl.store(Cache + cached[:, None] + d, x.to(Cache.dtype.element_ty), mask=kept[:, None])
+
+
+@triton.jit
 def _saturated(x):
     """Within what E4M3 holds."""
     return tl.minimum(tl.maximum(x, -448.0), 448.0)
@@ -175,13 +214,14 @@ def _rotate_codes(
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     INTERLEAVED: tl.constexpr, QK_NORM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Query or key heads from `start` on, of a block of tokens."""
-    i = tl.arange(0, HALF)
-    at = i * 2 if INTERLEAVED else i
-    other = i * 2 + 1 if INTERLEAVED else i + HALF
+    """Query or key heads from `start` on, of a block of tokens. HALF is 0 where no dimension rotates."""
+    if HALF > 0:
+        i = tl.arange(0, HALF)
+        at = i * 2 if INTERLEAVED else i
+        other = i * 2 + 1 if INTERLEAVED else i + HALF
+        row = tl.load(Positions + tokens, mask=mask, other=0).to(tl.int64)[:, None] * (2 * HALF) + i[None, :]
+        cos, sin = tl.load(CosSin + row), tl.load(CosSin + row + HALF)
     d = tl.arange(0, D)[None, :]
-    row = tl.load(Positions + tokens, mask=mask, other=0).to(tl.int64)[:, None] * (2 * HALF) + i[None, :]
-    cos, sin = tl.load(CosSin + row), tl.load(CosSin + row + HALF)
     is_q = start < HQ
     kept = mask & (start >= HQ)
     inverse = tl.where(is_q, 1.0, 1.0 / k_scale)
@@ -192,15 +232,16 @@ def _rotate_codes(
         x_at = tokens * ((HQ + 2 * HKV) * D) + head * D
         codes_at = tl.where(is_q, tokens * (HQ * D) + head * D, tokens * (HKV * D) + kv_head * D)
         cached = ((slots // PAGE) * (2 * HKV) + kv_head) * (PAGE * D) + (slots % PAGE) * D
-        first, second = _load_pair(QKV, x_at, mask, HALF, INTERLEAVED, BLOCK_T)
-        if QK_NORM:
-            scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
-            first *= scale * tl.where(is_q, tl.load(QNorm + at), tl.load(KNorm + at)).to(tl.float32)[None, :]
-            second *= scale * tl.where(is_q, tl.load(QNorm + other), tl.load(KNorm + other)).to(tl.float32)[None, :]
-        rotated_first = (first * cos - second * sin) * inverse
-        rotated_second = (second * cos + first * sin) * inverse
-        _store_pair(Codes, codes_at, rotated_first, rotated_second, mask, HALF, INTERLEAVED, BLOCK_T)
-        _store_pair(Cache, cached, rotated_first, rotated_second, kept, HALF, INTERLEAVED, BLOCK_T)
+        if HALF > 0:
+            first, second = _load_pair(QKV, x_at, mask, HALF, INTERLEAVED, BLOCK_T)
+            if QK_NORM:
+                scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
+                first *= scale * tl.where(is_q, tl.load(QNorm + at), tl.load(KNorm + at)).to(tl.float32)[None, :]
+                second *= scale * tl.where(is_q, tl.load(QNorm + other), tl.load(KNorm + other)).to(tl.float32)[None, :]
+            rotated_first = (first * cos - second * sin) * inverse
+            rotated_second = (second * cos + first * sin) * inverse
+            _store_pair(Codes, codes_at, rotated_first, rotated_second, mask, HALF, INTERLEAVED, BLOCK_T)
+            _store_pair(Cache, cached, rotated_first, rotated_second, kept, HALF, INTERLEAVED, BLOCK_T)
         if 2 * HALF < D:
             rest = mask[:, None] & (d >= 2 * HALF)
             x = tl.load(QKV + x_at[:, None] + d, mask=rest, other=0.0).to(tl.float32)
