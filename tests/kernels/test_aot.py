@@ -19,6 +19,7 @@ from trtllm_kernels.compile.cubin import Cubin
 from trtllm_kernels.dialect.types import KernelSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.registry import has_kernels
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON, PADDED
 
 _SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}
@@ -90,6 +91,13 @@ def int8_kernels(arch: str) -> list[KernelSpec]:
     return list(chosen.values())
 
 
+def still_kernels(precision: str, arch: str) -> list[KernelSpec]:
+    """What writes the cache where no dimension rotates."""
+    still = ops_of(replace(MODELS["llama-3.1-8b"], rotary_dim=0), precision)
+    writes = [op for op in still if op.op.startswith("rope_kv_write") and has_kernels(op.op, arch)]
+    return [spec for op in writes for spec in op.kernels(arch) if "i8" not in spec.signature["Cache"]]
+
+
 @cache
 def representative(arch: str) -> list[KernelSpec]:
     """Each kernel once at the 8B's shapes in bf16 and, where there is fp8, in fp8; the attention family at the other head sizes too."""
@@ -100,6 +108,7 @@ def representative(arch: str) -> list[KernelSpec]:
             kind = tuple(spec.constexprs.get(name) for name in ("SPLIT", "CONCURRENT", "PROGRAMS", "SAMPLED"))
             kind += (spec.is_cuda,)
             chosen.setdefault((spec.function, kind, quantized), spec)
+        chosen |= {spec.key: spec for spec in still_kernels(precision, arch)}
         if arch == "sm_90":
             chosen |= {spec.key: spec for spec in (*skinny_kernels(precision), *gemv_kernels("llama-3.1-8b", precision))}
             chosen |= {spec.key: spec for spec in prompt_kernels("llama-3.1-8b", precision, uncached_prefill_cuda=0, context_cuda=0)}
