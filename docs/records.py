@@ -585,7 +585,9 @@ def ops() -> str:
     ]
     table = markdown(["family", "ours ahead:", "alone:", "theirs / ours, geometric mean:"], families)
     columns = ["shape", "ours us:", "all us:", "alone us:", "theirs us:", "torch, here us:", "theirs / ours:"]
-    return f"{table}\n\nBehind:\n\n{markdown(columns, behind)}"
+    apart = any(one.between_us for one in run.rows)
+    works = "each call beside ours of its work" if apart else "a record from before works were told apart: ours does all of the work"
+    return f"{len(run.rows)} shapes, {works}.\n\n{table}\n\nBehind:\n\n{markdown(columns, behind)}"
 
 
 def accuracy() -> str:
