@@ -41,9 +41,12 @@ STEPS = (
 )
 
 
-def trace(plan: Plan, split: bool = False, anew: bool = False) -> tuple[list[Event], list[tuple[int, int]]]:
+COPIES = "void at::native::vectorized_elementwise_kernel<4, at::native::AUnaryFunctor<int, int, int, at::native::BitwiseOrFunctor<int>>>"
+
+
+def trace(plan: Plan, split: bool = False, anew: bool = False, by_kernel: bool = True) -> tuple[list[Event], list[tuple[int, int]]]:
     """Device events of STEPS with their truth (step, op). `split`: the library's products come with a fill and a reduction. `anew`: each
-    step is sampled once more after the plan."""
+    step is sampled once more after the plan. `by_kernel`: and not by the copy engine inputs are copied."""
     order = LaunchOrder(plan, "sm_90")
     events: list[Event] = []
     truth: list[tuple[int, int]] = []
@@ -56,7 +59,10 @@ def trace(plan: Plan, split: bool = False, anew: bool = False) -> tuple[list[Eve
         now += KERNEL_US + GAP_US
 
     for index, step in enumerate(STEPS):
-        add("Memcpy HtoD (Pinned -> Device)", index, INPUTS, "memcpy")
+        if by_kernel:
+            add(COPIES, index, INPUTS)
+        else:
+            add("Memcpy HtoD (Pinned -> Device)", index, INPUTS, "memcpy")
         add("void at::native::index_put_kernel<...>", index, INPUTS)
         for launch in order.active(step.symbols):
             if not launch.library:
@@ -85,8 +91,9 @@ def test_every_kernel_finds_the_op_and_step_that_made_it(plan: Plan, split: bool
     assert len(wrong) <= (3 if split else 0)
 
 
-def test_a_step_that_samples_nothing_ends_where_the_next_ones_inputs_begin(plan: Plan) -> None:
-    events, truth = trace(plan, anew=True)
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_a_step_that_samples_nothing_ends_where_the_next_ones_inputs_begin(plan: Plan, by_kernel: bool) -> None:
+    events, truth = trace(plan, anew=True, by_kernel=by_kernel)
     kept = [i for i, (event, (step, op)) in enumerate(zip(events, truth, strict=True)) if step != 1 or op != READ_BACK]
     placed = place_kernels([events[i] for i in kept], STEPS, LaunchOrder(plan, "sm_90"))
     assert [(one.step, one.op) for one in placed] == [truth[i] for i in kept]

@@ -17,8 +17,10 @@ from trtllm_engines.compiler.plan import Profile
 from trtllm_engines.engine.build import build
 from trtllm_engines.engine.folder import Engine, load_engine
 from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.batch import StepBatch
 from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
+from trtllm_engines.runtime.inputs import StepInputs
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
 from trtllm_kernels.dialect.types import LEAST_KEYS
@@ -61,6 +63,39 @@ def loop_over(runner: Any, overlap: bool = True, policy: str = "guaranteed_no_ev
     pages = runner.num_pages
     config = SchedulerConfig(batch, PROFILE.max_num_tokens, PROFILE.max_seq_len, PROFILE.page_size, pages, policy)  # type: ignore[arg-type]
     return EngineLoop(runner, config, vocab_size=runner.plan.config.vocab_size, overlap=overlap)
+
+
+def test_steps_read_their_inputs_from_the_hosts_memory() -> None:
+    """A kernel reads them in place, behind what is under way, and while the host fills the buffers of later steps."""
+    profile = Profile(max_batch_size=512, max_num_tokens=8192, max_seq_len=256, page_size=32)
+    ours, expected = StepInputs(profile, "cuda"), StepInputs(profile, "cpu")
+    assert [mapped is not None and mapped.is_cuda for mapped in ours._mapped] == [True] * len(ours._host_buffers)
+    rng, ahead = np.random.default_rng(5), len(ours._host_buffers) - 1
+    draws = rng.integers(0, 1 << 30, (513, 3), dtype=np.int32)
+    landed: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event]] = []
+    for step in range(24):
+        decodes, prompts = int(rng.integers(1, 400)), step % 3
+        lengths = np.array([1] * decodes + [int(rng.integers(1, 2000)) for _ in range(prompts)], np.int32)
+        batch = StepBatch(
+            slots=rng.permutation(512)[: len(lengths)].astype(np.int32),
+            query_lens=lengths,
+            kv_lens=lengths + rng.integers(0, 50, len(lengths), dtype=np.int32),
+            num_decodes=decodes,
+            context_tokens=rng.integers(0, 1 << 30, int(lengths[decodes:].sum()), dtype=np.int32),
+            sampled=np.ones(len(lengths), np.bool_),
+            page_updates=rng.integers(0, 8, (step % 5, 3), dtype=np.int32),
+        )
+        if step >= ahead:
+            landed[step - ahead][2].synchronize()
+        torch.cuda._sleep(1_000_000)
+        sizes = ours.upload(batch, draws)
+        seen = ours._device.clone()
+        event = torch.cuda.Event()
+        event.record()
+        expected.upload(batch, draws)
+        nbytes = expected._tokens_at + 4 * sizes.num_tokens
+        landed.append((seen[:nbytes], expected._device[:nbytes].clone(), event))
+    assert all(torch.equal(seen.cpu(), wanted) for seen, wanted, _ in landed)
 
 
 def workload(count: int = 40) -> list[tuple[np.ndarray, SamplingParams]]:

@@ -22,6 +22,8 @@ INPUTS, SAMPLE, READ_BACK = -1, -2, -3
 """In place of an op's index: work around the plan, by the runtime."""
 AROUND = {INPUTS: "inputs", SAMPLE: "sample", READ_BACK: "read back"}
 _FOLLOWS = re.compile(r"split_?k|reduce", re.IGNORECASE)
+_INPUTS = re.compile(r"BitwiseOr")
+"""The kernel that copies a step's inputs (`runtime/inputs.py`), unless the copy engine does."""
 _TO_HOST = re.compile(r"DtoH|Device *-> *(Pinned|Pageable|Host)|device-to-host", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ def _between(events: Sequence[Event], next_step: int) -> list[Placed]:
     then the next step's inputs, which else begin with the first copy to the device.
     """
     copies = [i for i, event in enumerate(events) if event.kind == "memcpy" and _TO_HOST.search(event.name)]
-    to_device = (i for i, event in enumerate(events) if event.kind == "memcpy" and i not in copies)
+    to_device = (i for i, event in enumerate(events) if (event.kind == "memcpy" and i not in copies) or _INPUTS.search(event.name))
     last = copies[-1] if copies else next(to_device, len(events)) - 1
     placed = []
     for i, event in enumerate(events):
