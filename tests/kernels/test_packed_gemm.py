@@ -1,6 +1,7 @@
 """Products with packed weights: results by emulation, launches, machine code."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,6 +167,17 @@ def test_every_tile_of_tunings_space_lowers_within_shared_memory() -> None:
                             assert spec.constexprs["RING"] >= 2 * spec.constexprs["K_GROUPS"]
                         if spec.function in ("packed_gemm", "packed_gemm_pipelined"):
                             assert spec.constexprs["SHARED_BYTES"] <= 227 * 1024
+
+
+@pytest.mark.parametrize(("columns", "turns", "blocks"), [(4096, 2, 2), (14336, 4, 1)], ids=["o", "down"])
+def test_fp8_of_one_token_is_whole_and_small_blocks_leave_room(columns: int, turns: int, blocks: int) -> None:
+    x, weight, one = TensorSpec(("T", columns), "fp8"), TensorSpec((4096, columns), "int4"), TensorSpec((1,), "fp32")
+    y, scale = TensorSpec(("T", 4096), "bf16"), TensorSpec((columns // 128, 4096), "bf16")
+    kernels = lower("linear", [x, weight, None, one, None, y, scale], [y], {}, "sm_90").kernels
+    of_one = [spec.constexprs for spec in kernels if spec.constexprs.get("WHOLE_X") == 1]
+    assert [(each["K_GROUPS"], each["BLOCKS"], each["COLUMNS"]) for each in of_one] == [(turns, blocks, 256)]
+    uneven = lower("linear", [replace(x, shape=("T", 4160)), replace(weight, shape=(4096, 4160)), None, one], [y], {}, "sm_90").kernels
+    assert not [spec for spec in uneven if spec.constexprs.get("WHOLE_X")]
 
 
 def in_loop(code: list[Instruction]) -> int:

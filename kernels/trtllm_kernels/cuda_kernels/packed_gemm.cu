@@ -13,7 +13,7 @@
 //
 // WHOLE_X: the threads that multiply place x as soon as it is there, as a whole, in so many rows: a step at a time, the copy of x took longer
 // than that of codes which had come before it. Of one token there is one row: `mma.sync` reads it as if it were all 8, and wgmma what lies 16
-// bytes further on as each next one.
+// bytes further on as each next one. That row comes by one copy of the copy engine if it is fp8 and no norm makes it.
 // NORMED, a number of tokens at most: x_rows are rows of which x is the RMS norm, by `norm_weight`, and divided by norm_scale if FP8. Those
 // threads make it, each block all that it reads of it, while its weights come.
 // SUBNORMAL: int4 codes are numbers as they are, without an operation, and 8 times the sum of x is taken off each group's sums. x is 2^48
@@ -34,7 +34,8 @@ constexpr int THREADS = CONSUMERS + 64 + (GROUPED ? 32 : 0);
 // next if the other's load between them is still under way.
 static_assert(W_STAGES % K_GROUPS == 0 && (WHOLE_X || X_STAGES % K_GROUPS == 0), "a stage is one warpgroup's");
 static_assert(WHOLE_X == 0 || WHOLE_X == 1 || WHOLE_X == TOKENS, "of one token, or of all");
-static_assert(BY_WARPS || !WHOLE_X || NORMED, "fp8 that no norm makes comes by TMA");
+#define BY_ONE_COPY (WHOLE_X && !BY_WARPS && !NORMED)
+static_assert(!BY_ONE_COPY || (WHOLE_X == 1 && SPLITS * SHARE * COLUMNS == K), "a row's bytes, in their order, and no columns past them");
 constexpr int ROWS_OF_X = WHOLE_X ? WHOLE_X : TOKENS;
 static_assert(!SUBNORMAL || (WHOLE_X && BY_SUMS && !ZEROS && GROUP <= COLUMNS), "each step has whole sums of x");
 
@@ -193,7 +194,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
             barrier_init(shared.w_full[i], GROUPED ? 33 : 1);
             barrier_init(shared.w_empty[i], OWNERS / 32);
         }
-        for (int i = warp; i < (WHOLE_X ? 0 : X_STAGES); i += THREADS / 32) {
+        for (int i = warp; i < (BY_ONE_COPY ? 1 : WHOLE_X ? 0 : X_STAGES); i += THREADS / 32) {
             barrier_init(shared.x_full[i], BY_WARPS ? 32 : 1);
             barrier_init(shared.x_empty[i], OWNERS / 32);
         }
@@ -226,7 +227,13 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         if (SPLITS > 1) cluster_wait();
     } else if (warp == LOADS_X) {
         if (SPLITS > 1) cluster_wait();
-#if !WHOLE_X
+#if BY_ONE_COPY
+        wait_for_previous();
+        if (lane == 0) {
+            arrive_expecting(shared.x_full[0], SHARE * COLUMNS);
+            load_bytes(shared.x[0], x_rows + first_step * COLUMNS, SHARE * COLUMNS, shared.x_full[0]);
+        }
+#elif !WHOLE_X
         if (!BY_WARPS) prefetch(x);
         wait_for_previous();
         Place<X_STAGES> at;
@@ -278,13 +285,14 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
         wait_for_previous();
 #if NORMED
         norm.load(x_rows, 0, num_tokens);
-#elif WHOLE_X
+#elif WHOLE_X && BY_WARPS
         place_x(shared, x_rows, first_step * COLUMNS, steps);
 #endif
         Epilogue<ROWS, CONSUMERS> epilogue(row, part, num_tokens, bias, residual, x_scale, w_scale, out_scale);
 #if NORMED
         place_norm(shared, norm, x_rows, num_tokens, eps);
 #endif
+        if (BY_ONE_COPY) wait(shared.x_full[0], 0);
         for (int step = k_group; step < steps; step += K_GROUPS) {
             int x_stage = WHOLE_X ? step : at_x.stage;
             Codes codes;
@@ -318,7 +326,7 @@ extern "C" __global__ void __cluster_dims__(1, SPLITS, 1) __launch_bounds__(THRE
                 auto& of_group = sums[g % 2];
                 hold(of_group);
 #pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++) total[i] += of_group[i] * __int_as_float(scales[g][i / 2 % 2]);
+                for (int i = 0; i < TOKENS / 2; i += WHOLE_X == 1 ? 2 : 1) total[i] += of_group[i] * __int_as_float(scales[g][i / 2 % 2]);
             };
 #endif
             auto decode = [&](int i) { codes.decode(a[i], i, scales[i / IN_GROUP], zeros[i / IN_GROUP], table); };

@@ -188,7 +188,8 @@ def _share_of_rows(call: OpCall) -> int:
 
 def _default_of_one_token(call: OpCall) -> Tile | None:
     """For int4 with few scales, all blocks run at once. Where SMs get equal shares of the rows, each SM has one block with its whole share;
-    else up to three blocks share an SM. None where the number of rows decides, as for more tokens."""
+    else up to three blocks share an SM. Where half of an SM holds all codes of a block of fp8 inputs, it leaves room to a block of the next
+    kernel, with half the threads. None where the number of rows decides, as for more tokens."""
     tiles, sms = _row_tiles(call), call.sm_count
     if call["weight"].dtype != "int4" or not _few_scales(call):
         return None
@@ -201,7 +202,10 @@ def _default_of_one_token(call: OpCall) -> Tile | None:
     if 4 * tiles <= 3 * sms:
         blocks = ceil_div(2 * tiles, sms)
         if call["x"].dtype == "fp8":
-            return Tile(8, rows=64, turns=2, parts=2, blocks=2) if blocks == 2 else None
+            if blocks == 2:
+                return Tile(8, rows=64, turns=2, parts=2, blocks=2)
+            of_block = bytes_of(TILE * call["weight"].size(1) // 2, "int4")
+            return Tile(8, rows=64, turns=2, parts=2, blocks=2, columns=columns) if of_block < _SM_BYTES // 2 else None
         return Tile(8, rows=64, turns=2, parts=2, blocks=blocks, columns=columns)
     return Tile(8, rows=64, parts=2, blocks=min(ceil_div(2 * tiles, sms), 3), columns=columns)
 
@@ -358,11 +362,12 @@ def packed_norms_to(call: OpCall) -> int:
 
 
 def _placed(call: OpCall, tile: Tile) -> list[tuple[Placed, Tile]]:
-    """Forms of the kernel of up to 8 tokens in which blocks have all of their x, those of fewer tokens first. Wide x of one token is placed
-    so even if it comes as it is."""
+    """Forms of the kernel of up to 8 tokens in which blocks have all of their x, those of fewer tokens first. x of one token is whole
+    even if no norm makes it; in fp8, if blocks have equal parts of it in whole steps."""
     to = call.normed.to if call.normed else 0
     longer = _long_steps(call, tile)
-    alone = call["x"].dtype != "fp8" and _whole_fits(call, longer, 1)
+    even = call["weight"].size(1) == longer.parts * longer.columns * _steps(call, longer)
+    alone = (even or call["x"].dtype != "fp8") and _whole_fits(call, longer, 1)
     forms = [(Placed(1, 1, normed=to > 0, subnormal=_subnormal_fits(call, longer)), longer)] if to or alone else []
     return forms + ([(Placed(to, PADDED[0], normed=True), longer)] if to > 1 else [])
 
