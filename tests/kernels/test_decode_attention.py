@@ -21,9 +21,9 @@ MANY = {"decode_cuda_to": 0, "decode_many_to": 2048, "decode_short": 4096}
 EVEN = {"decode_cuda_to": 0, "decode_short": 0}
 CASES = {
     # a cluster of eight blocks, most of them with no page; pages go around
-    "fp8": (GQA, (1, 33, 600), "fp8", {"decode_one_warps": 1, "decode_few_warps": 1}),
+    "fp8": (GQA, (1, 33, 600), "fp8", {"decode_longer_one_warps": 1, "decode_longer_few_warps": 1}),
     # more pages than a warp looks up at once
-    "fp8 unsplit": (GQA, (65, 1100), "fp8", {"decode_one_splits": 1, "decode_one_warps": 1}),
+    "fp8 unsplit": (GQA, (65, 1100), "fp8", {"decode_longer_one_splits": 1, "decode_longer_one_warps": 1}),
     "bf16": (
         ModelShape(heads=2, kv_heads=1, head_dim=128, rotary_dim=128, page_size=16),
         (17, 200),
@@ -52,7 +52,7 @@ CASES = {
         ModelShape(heads=8, kv_heads=1, head_dim=128, rotary_dim=128, page_size=32),
         (2100, 5),
         "fp8",
-        {"decode_one_splits": 8, "decode_one_warps": 8, "decode_one_stages": 2},
+        {"decode_longer_one_splits": 8, "decode_longer_one_warps": 8, "decode_longer_one_stages": 2},
     ),
     # two blocks, so that warps take several items, whose pages follow each other in a ring; pages by more look-ups than one
     "many fp8": (GQA, (1, 33, 600, 32, 1100, 5), "fp8", MANY | {"decode_many_warps": 2, "decode_many_stages": 3}),
@@ -132,7 +132,7 @@ ROTATED = {
 
 
 FORMS = {
-    "few": ({"decode_one_splits": 2, "decode_one_warps": 2}, None),
+    "few": ({f"decode_{size}_{name}": 2 for size in ("one", "longer_one") for name in ("splits", "warps")}, None),
     "many": (MANY | {"decode_many_warps": 2}, 1),
     "even": (EVEN | {"decode_even_warps": 2}, 3),
 }
@@ -208,3 +208,19 @@ def test_a_step_decodes_by_one_kernel_and_rotates_each_token_once(precision: str
             merges = ["decode_attention_merge"] * (expected == "decode_attention_even")
             assert [function.get(launch.kernel) for launch in decoding] == ([expected, *merges] if own else [None] * (decodes > 0))
             assert (first, rotated) == ((decodes if own else 0), symbols["T"] - (decodes if own else 0))
+
+
+@pytest.mark.parametrize(("precision", "sequences", "size"), [("fp8", 1, "one"), ("bf16", 8, "few")])
+def test_a_tile_tuned_for_few_keys_does_not_serve_many(precision: str, sequences: int, size: str) -> None:
+    attention = next(one for one in ops_of(MODELS["llama-3.1-8b"], precision) if one.op == "paged_attention")
+    names = [*OP_SPECS["paged_attention"].tensors][: len(attention.inputs)]
+    table = TensorSpec((257, 512), "int32")
+    inputs = [table if name == "block_table" else spec for name, spec in zip(names, attention.inputs, strict=True)]
+    lowered = lower("paged_attention", inputs, attention.outputs, attention.attrs, "sm_90", tactic={f"decode_{size}_splits": 4})
+
+    def splits(keys: int) -> int:
+        symbols = {"T": sequences, "R": sequences, "D": sequences, "S": sequences, "C": 0, "L": rounded_keys(keys)}
+        (launch,) = (one for one in lowered.launches if min(evaluate(dim, symbols) for dim in one.grid) > 0)
+        return next(one for one in lowered.kernels if one.key == launch.kernel).constexprs["SPLITS"]
+
+    assert [splits(keys) for keys in (200, 512, 513, 4096, 8192)] == [4, 4, 8, 8, 8]

@@ -14,7 +14,7 @@ _TILES = (
 """(blocks per sequence and KV head, warps, pages in flight per warp)."""
 _MOST_BYTES = 192 * 1024
 """Of the pages in flight of a block."""
-_SIZES = ("one", "few", "some", "more", "longer_some", "long_one", "long_few", "long_some")
+_SIZES = ("one", "few", "some", "more", "longer_one", "longer_few", "longer_some", "long_one", "long_few", "long_some")
 """Names of the ranges of sequences, and lengths, that have a tile."""
 
 

@@ -119,9 +119,9 @@ def _add(steps: list[Steps], more: Steps) -> None:
 
 
 def _tuned(tile: Tile, tuned: Mapping[str, int]) -> Tile:
-    """Without `most`, which differs by length."""
+    """Without name and `most`, so that ranges of the same tile are served by one launch."""
     splits, warps, stages = (tuned[f"decode_{tile.name}_{name}"] for name in TUNED)
-    return replace(tile, most=0, splits=splits, warps=warps, stages=stages)
+    return Tile("", 0, splits, warps, stages)
 
 
 def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], ...]:
@@ -138,8 +138,10 @@ def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], .
     longer = replace(some, name="longer_some", stages=stages)
     if stages == fewer or _resident(call, longer) < 2 * _ROOM:
         longer = some
+    # those of up to LEAST_KEYS have names of their own, so that a tile tuned for few keys does not serve many
+    longer_one, longer_few = replace(one, name="longer_one"), replace(few, name="longer_few")
     long_one = replace(one, name="long_one", warps=8, stages=fewer) if small else replace(one, name="long_one", stages=3)
-    long_few = replace(few, name="long_few", warps=2, stages=max(3, fewer)) if small else few
+    long_few = replace(few, name="long_few", warps=2, stages=max(3, fewer)) if small else longer_few
     long_some = Tile("long_some", 3 * room // (4 * heads), 2, 4, fewer)
     a_wave = _resident(call, long_some) * call.sm_count // (2 * heads)
     # with one (sequence, KV head) for each SM they then fill a wave
@@ -148,8 +150,8 @@ def _tiles_by_length(call: OpCall) -> tuple[tuple[int, int, tuple[Tile, ...]], .
     in_a_wave = replace(long_some, most=min(long_some.most, a_wave))
     return (
         (0, LEAST_KEYS, (one, few, some, *last)),
-        (LEAST_KEYS, SHORT_KEYS, (one, few, longer, *last)),
-        (SHORT_KEYS, _LONG_KEYS, (one, few, in_a_wave, longer, *last)),
+        (LEAST_KEYS, SHORT_KEYS, (longer_one, longer_few, longer, *last)),
+        (SHORT_KEYS, _LONG_KEYS, (longer_one, longer_few, in_a_wave, longer, *last)),
         (_LONG_KEYS, _LONGEST_KEYS, (long_one, long_few, long_some, longer, *last)),
         (_LONGEST_KEYS, NEVER, (long_one, long_few, long_some, longer, *last)),
     )
