@@ -22,6 +22,7 @@ from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.launch.torch_ops import as_list
 from trtllm_kernels.lowering import lower
+from trtllm_kernels.lowering.tile_gemm import SIZES, width_of
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.quantize import FP8_MAX
 
@@ -45,11 +46,13 @@ class Product:
     tactic: tuple[tuple[str, int], ...] = ()
     dtype: str = "int8"
     to_fp8: bool = False
+    by_row: bool = True
 
     def lowered(self, arch: str, in_place: bool = False) -> Lowered:
         n, k = self.rows, self.columns
         bias = TensorSpec((n,), "bf16") if self.bias else None
-        scales = TensorSpec(("T", 1), "fp32"), TensorSpec((n, 1), "fp32")
+        one = TensorSpec((1,), "fp32")
+        scales = (TensorSpec(("T", 1), "fp32"), TensorSpec((n, 1), "fp32")) if self.by_row else (one, one)
         operands = [TensorSpec(("T", k), self.dtype), TensorSpec((n, k), self.dtype)]
         inputs = [*operands, *scales] if self.op == "gate_up_silu" else [*operands, bias, *scales]
         if self.residual:
@@ -68,6 +71,10 @@ def widths(width: int) -> tuple[tuple[str, int], ...]:
     return tactic(**{f"width_{size}": width for size in (256, 512, 1024, 2048)})
 
 
+def tiles(width: int) -> tuple[tuple[str, int], ...]:
+    return tactic(**{width_of(size): width for size in SIZES})
+
+
 PRODUCTS = {
     "down of 8b": Product("linear", 4096, 14336, residual=True),
     "qkv of 8b": Product("linear", 6144, 4096),
@@ -82,9 +89,11 @@ PRODUCTS = {
     "gelu": Product("linear_gelu", 1536, 640, bias=True),
     "without GEMV": Product("linear", 1536, 640, tactic=tactic(gemv=0)),
     "fp8": Product("linear", 720, 592, bias=True, residual=True, dtype="fp8"),
-    "fp8 in tiles of 256": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(256), dtype="fp8"),
+    "fp8 by rows in tiles of 256": Product("linear", 720, 592, bias=True, residual=True, tactic=widths(256), dtype="fp8"),
     "fp8 in Triton": Product("linear", 720, 592, bias=True, residual=True, tactic=tactic(row_scaled_cuda=0), dtype="fp8"),
     "fp8 gate_up": Product("gate_up_silu", 3072, 576, dtype="fp8"),
+    "fp8 gate_up in tiles": Product("gate_up_silu", 3072, 640, tactic=tiles(224), dtype="fp8", to_fp8=True, by_row=False),
+    "fp8 gelu in tiles": Product("linear_gelu", 1536, 640, bias=True, tactic=tiles(192), dtype="fp8", to_fp8=True, by_row=False),
     "gate_up to fp8": Product("gate_up_silu", 3072, 576, dtype="fp8", to_fp8=True),
     "gelu to fp8": Product("linear_gelu", 1536, 640, bias=True, to_fp8=True),
 }
@@ -115,6 +124,8 @@ def operands(product: Product) -> dict[str, torch.Tensor]:
         return (torch.rand(rows, 1, device="cuda", generator=generator) + 0.5) * (k**-0.25 / 73)
 
     drawn = {"x": codes(tokens), "weight": codes(n), "x_scale": scales(tokens), "weight_scale": scales(n)}
+    if not product.by_row:
+        drawn |= {name: drawn[name][0].clone() for name in ("x_scale", "weight_scale")}
     if product.to_fp8:
         drawn["out_scale"] = torch.tensor([0.03125], device="cuda")
     if product.bias:
@@ -127,7 +138,7 @@ def operands(product: Product) -> dict[str, torch.Tensor]:
 def exact(product: Product, drawn: dict[str, torch.Tensor], tokens: int) -> torch.Tensor:
     """fp32 results of exact sums, before they are rounded; those that fp8 cannot hold saturate."""
     sums = drawn["x"][:tokens].double() @ drawn["weight"].double().T
-    y = sums.float() * (drawn["weight_scale"].T * drawn["x_scale"][:tokens])
+    y = sums.float() * (drawn["weight_scale"].view(1, -1) * drawn["x_scale"].view(-1, 1)[:tokens])
     if product.bias:
         y += drawn["bias"].float()
     if product.residual:

@@ -1,4 +1,4 @@
-"""Runs CUDA C++ kernels of GEMMs with packed weights and of attention on the host (`emulation/hopper.cuh`), by the launches that lowering
+"""Runs CUDA C++ kernels of GEMMs and of attention on the host (`emulation/hopper.cuh`), by the launches that lowering
 makes."""
 
 import ctypes
@@ -42,7 +42,8 @@ def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
 def emulate(lowered: Lowered, named: dict[str, torch.Tensor], y: torch.Tensor, tokens: int, blocks: int | None = None) -> None:
     """`blocks`: at most so many, of a persistent kernel."""
     launch, spec = running(lowered, tokens)
-    macros = tuple(f"-D{name}={int(value)}" for name, value in spec.constexprs.items())
+    form = ("-DROW_SCALED",) if spec.function == "row_scaled_gemm" else ()
+    macros = (*form, *(f"-D{name}={int(value)}" for name, value in spec.constexprs.items()))
     grid = min(blocks or 1 << 30, evaluate(launch.grid[0], {"T": tokens}))
     tensors = [y if arg.value == "out0" else named[str(arg.value)] for arg in launch.args if arg.kind in ("tma", "tensor")]
     floats = [ctypes.c_float(float(arg.value)) for arg in launch.args if arg.kind == "fp32"]

@@ -35,6 +35,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import VALUE_COLUMNS, Lowered
 from trtllm_kernels.launch.torch_ops import as_list, lower_call, step_sizes
+from trtllm_kernels.lowering import tile_gemm
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.lowering.skinny_gemm import IN_TRITON
 from trtllm_kernels.references import OPS, communication
@@ -97,6 +98,7 @@ def make_interpreter_exact() -> None:
     """And what is lowered to what it can run."""
     make_interpreter_fast()
     lowering.tactics.recorded = without_cuda
+    tile_gemm.takes_tiles = lambda call: False
     builder = interpreter.InterpreterBuilder
     original_cast, original_convert, original_dot = builder.cast_impl, interpreter._convert_float, builder.create_dot
 

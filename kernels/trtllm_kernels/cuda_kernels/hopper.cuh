@@ -286,13 +286,14 @@ INLINE void hold(int (&x)[LENGTH]) {
 #define NAMES_64 \
     NAMES_48 \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define REGISTERS_128(how, x) \
-    REGISTERS_64(how, x), REGISTERS_32(how, x, 64), REGISTERS_32(how, x, 96)
-#define NAMES_128 \
-    NAMES_64 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, " \
-    "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
-    "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define REGISTERS_80(how, x) REGISTERS_64(how, x), REGISTERS_16(how, x, 64)
+#define REGISTERS_96(how, x) REGISTERS_64(how, x), REGISTERS_32(how, x, 64)
+#define REGISTERS_112(how, x) REGISTERS_96(how, x), REGISTERS_16(how, x, 96)
+#define REGISTERS_128(how, x) REGISTERS_96(how, x), REGISTERS_32(how, x, 96)
+#define NAMES_80 NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define NAMES_96 NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_112 NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define NAMES_128 NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 #define MULTIPLY(SHAPE, NAMES) "wgmma.mma_async.sync.aligned." SHAPE ".f32." ELEMENTS " {" NAMES "}, "
 
@@ -338,7 +339,7 @@ typedef float Sum;
 #define AS_THEY_ARE "1, 1, 1, 0, 0;"
 #endif
 
-// d += a @ b.T: [64, 8, 16, 32, 64, 96, 128 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
+// d += a @ b.T: [64, 8, 16, 32, 64, 96, 128, 160, 192, 224 or 256] from [64, 32 bytes] @ [.., 32 bytes].T, both in shared memory by rows.
 INLINE void multiply_add(Sum (&d)[4], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("8", "%0, %1, %2, %3") "%4, %5, " AS_THEY_ARE
                  : SUMS(d[0]), SUMS(d[1]), SUMS(d[2]), SUMS(d[3])
@@ -363,6 +364,18 @@ INLINE void multiply_add(Sum (&d)[48], u64 a, u64 b) {
 
 INLINE void multiply_add(Sum (&d)[64], u64 a, u64 b) {
     asm volatile(MULTIPLY_ROWS("128", NAMES_64) "%64, %65, " AS_THEY_ARE : REGISTERS_64(SUMS, d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(Sum (&d)[80], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("160", NAMES_80) "%80, %81, " AS_THEY_ARE : REGISTERS_80(SUMS, d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(Sum (&d)[96], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("192", NAMES_96) "%96, %97, " AS_THEY_ARE : REGISTERS_96(SUMS, d) : "l"(a), "l"(b));
+}
+
+INLINE void multiply_add(Sum (&d)[112], u64 a, u64 b) {
+    asm volatile(MULTIPLY_ROWS("224", NAMES_112) "%112, %113, " AS_THEY_ARE : REGISTERS_112(SUMS, d) : "l"(a), "l"(b));
 }
 
 INLINE void multiply_add(Sum (&d)[128], u64 a, u64 b) {

@@ -1,4 +1,4 @@
-// GEMM of many tokens whose operands have one scale per row each, on Hopper: int8 (W8A8), or fp8 by rows.
+// GEMM of many tokens in 8 bits on Hopper: int8 (W8A8) or fp8, with one scale per row of each operand (BY_ROW) or one for each.
 //
 //     y[t, n] = act(x_scale[t] * w_scale[n] * sum over k of x[t, k] * w[n, k] + bias[n] + residual[t, n])
 //
@@ -23,11 +23,12 @@ constexpr int ROWS = 128, STEP = 128;                   // tokens of a tile; byt
 constexpr int GROUPS = 2, CONSUMERS = GROUPS * 128;     // warpgroups that multiply, and their threads
 constexpr int STEPS = (K + STEP - 1) / STEP, TILES_N = (N + COLUMNS - 1) / COLUMNS;
 constexpr int X_BYTES = ROWS * STEP, W_BYTES = COLUMNS * STEP;
+constexpr int CONSTANTS_BYTES = (BY_ROW ? 4 : 0) + (BIASED ? 2 : 0);  // of a row of w, beside its elements
 
 struct Shared {
     char x[STAGES][X_BYTES];
     char w[STAGES][W_BYTES];
-    float scales[2][COLUMNS];  // of a tile's rows of w; its neighbour's are in the other half
+    float scales[2][BY_ROW ? COLUMNS : 4];  // of a tile's rows of w; its neighbour's are in the other half
     char biases[2][BIASED ? COLUMNS * 2 : 16];
     u64 full[STAGES], empty[STAGES];
     u64 scales_full[2], scales_empty[2];
@@ -75,13 +76,13 @@ INLINE void transpose(u32 (&x)[4], u32 lane) {
 
 // Stores a thread's part of a tile: rows `first` and `first + 8`, of each 8 columns the pair 2 * (lane % 4).
 INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u32 lane, const float* scales, const char* biases,
-                  const char* residual, const float* x_scale, float inverse, char* y, int num_tokens) {
+                  const char* residual, const float* x_scale, float dequantize, float inverse, char* y, int num_tokens) {
     u32 of_four = lane % 4;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         long long token = first + 8 * h;
         bool stored = token < num_tokens;
-        float own = stored ? x_scale[token] : 0.0f;
+        float own = !BY_ROW ? dequantize : stored ? x_scale[token] : 0.0f;
         u32 addends[ADDED ? COLUMNS / 32 : 1][4];
 #pragma unroll
         for (int i = 0; i < (ADDED ? COLUMNS / 32 : 0); i++) {
@@ -97,7 +98,7 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int pair = 8 * (4 * i + j) + 2 * of_four;
-                float2 scale = *(const float2*)(scales + pair);
+                float2 scale = BY_ROW ? *(const float2*)(scales + pair) : make_float2(1.0f, 1.0f);
                 float a = (float)acc[4 * (4 * i + j) + 2 * h] * (scale.x * own);
                 float b = (float)acc[4 * (4 * i + j) + 2 * h + 1] * (scale.y * own);
                 if (BIASED) {
@@ -109,7 +110,7 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
                     a += addend.x, b += addend.y;
                 }
 #if ACT == SWIGLU
-                words[j] = __float_as_uint(swiglu(a, b));
+                words[j] = __float_as_int(swiglu(a, b));
 #else
                 if (ACT == GELU) a = gelu_tanh(a), b = gelu_tanh(b);
                 words[j] = QUANTIZE ? pack_fp8(a * inverse, b * inverse, 0, 0) : pack_out(a, b);
@@ -118,7 +119,7 @@ INLINE void store(const Sum (&acc)[COLUMNS / 2], const Tile& tile, int first, u3
             transpose(words, lane);
 #if ACT == SWIGLU
             int column = tile.column / 2 + 16 * i + 4 * of_four;
-            float a = __uint_as_float(words[0]), b = __uint_as_float(words[1]), c = __uint_as_float(words[2]), d = __uint_as_float(words[3]);
+            float a = __int_as_float(words[0]), b = __int_as_float(words[1]), c = __int_as_float(words[2]), d = __int_as_float(words[3]);
             if (stored && column < N / 2) {
                 long long at = token * (N / 2) + column;
                 if (QUANTIZE) *(u32*)(y + at) = pack_fp8(a * inverse, b * inverse, c * inverse, d * inverse);
@@ -170,9 +171,11 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
                 Tile tile(index, tiles_m);
                 u32 half = count % 2;
                 int left = min(COLUMNS, N - tile.column);
-                wait(shared.scales_empty[half], count / 2 % 2 ^ 1);
-                arrive_expecting(shared.scales_full[half], left * (BIASED ? 6 : 4));
-                load_bytes(shared.scales[half], w_scale + tile.column, left * 4, shared.scales_full[half]);
+                if (CONSTANTS_BYTES) {
+                    wait(shared.scales_empty[half], count / 2 % 2 ^ 1);
+                    arrive_expecting(shared.scales_full[half], left * CONSTANTS_BYTES);
+                }
+                if (BY_ROW) load_bytes(shared.scales[half], w_scale + tile.column, left * 4, shared.scales_full[half]);
                 if (BIASED) load_bytes(shared.biases[half], bias + 2 * tile.column, left * 2, shared.scales_full[half]);
                 int step = 0;
                 if (count == 0) {  // weights first, which are there before x
@@ -199,7 +202,9 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
     } else {
         take_registers_up_to<232>();
         float inverse = QUANTIZE ? 1.0f / load_constant(out_scale) : 1.0f;
+        float dequantize = BY_ROW ? 1.0f : load_constant(w_scale);
         wait_for_previous();
+        if (!BY_ROW) dequantize *= *x_scale;
         u32 group = warp / 4;
         Place at;
         int count = 0;
@@ -224,11 +229,11 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1)
             hold(acc);
             if (lane == 0) arrive(shared.empty[before]);
             u32 half = count % 2;
-            wait(shared.scales_full[half], count / 2 % 2);
+            if (CONSTANTS_BYTES) wait(shared.scales_full[half], count / 2 % 2);
             int first = tile.row + 64 * group + 16 * (warp % 4) + lane / 4;
-            store(acc, tile, first, lane, shared.scales[half], shared.biases[half], residual, x_scale, inverse, y, num_tokens);
+            store(acc, tile, first, lane, shared.scales[half], shared.biases[half], residual, x_scale, dequantize, inverse, y, num_tokens);
             __syncwarp();
-            if (lane == 0) arrive(shared.scales_empty[half]);
+            if (CONSTANTS_BYTES && lane == 0) arrive(shared.scales_empty[half]);
         }
     }
 }

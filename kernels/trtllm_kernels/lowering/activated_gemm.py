@@ -1,15 +1,18 @@
 """Lowerings of GEMMs that end in an activation: one token, a skinny GEMM, cuBLASLt and an activation kernel, or one fused kernel.
 
 The fused kernel is taken from `fused_from` tokens, where its tiles fill the chip; between the skinny GEMM and that it is cuBLASLt into
-scratch memory and the activation. Of int8 it is `row_scaled.py` from the skinny GEMM on.
+scratch memory and the activation. In its place narrower tiles are taken where they divide more evenly among the SMs (`tile_gemm.py`). Of
+int8 it is `row_scaled.py` from the skinny GEMM on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+from trtllm_kernels.dialect.dtypes import bytes_of
 from trtllm_kernels.dialect.expr import product
-from trtllm_kernels.dialect.types import Lowered
+from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
 from trtllm_kernels.lowering.gemm import beyond, matmul, step_space
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, takes_one_token
@@ -18,6 +21,10 @@ from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import NEVER, PREFILL, TOKENS, Choice, table
+from trtllm_kernels.lowering.tile_gemm import launch_some_tiles, tile_space, tile_tunables
+
+_GROUP_BYTES = 1 << 24
+"""Of the tokens whose tiles follow each other, which share the weight's in L2 (docs/facts/kernels-gemm.md)."""
 
 
 def fused_fits(call: OpCall) -> bool:
@@ -37,22 +44,35 @@ def _space(call: OpCall) -> tuple[Choice, ...]:
     if not fused_fits(call):
         return below_fused
     names = ("block_m", "block_n", "block_k", "group", "warps", "stages")
-    k = 64 if call["x"].dtype != "fp8" else 128
+    k, group = 64 if call["x"].dtype != "fp8" else 128, _group(call)
     rows: tuple[tuple[int, ...], ...] = (
-        (128, 256, k, 4, 8, 4),
         (128, 256, k, 16, 8, 4),
-        (128, 256, k, 8, 8, 3),
-        (128, 256, k // 2, 8, 8, 4),
-        (128, 128, k, 8, 8, 4),
-        (128, 128, k, 8, 4, 4),
-        (256, 128, k, 8, 8, 3),
-        (64, 256, k, 8, 4, 4),
-        (64, 256, k, 8, 8, 4),
+        (128, 256, k, 2 * group, 8, 4),
+        (128, 256, k, group, 8, 3),
+        (128, 256, k // 2, group, 8, 4),
+        (128, 128, k, group, 8, 4),
+        (128, 128, k, group, 4, 4),
+        (256, 128, k, group // 2, 8, 3),
+        (64, 256, k, 2 * group, 4, 4),
+        (64, 256, k, 2 * group, 8, 4),
     )
     tiles = Choice("tiles", table(names, *rows), (PREFILL,))
     halves = Choice("halves", ({"halves": 1},), (PREFILL,))
     threshold = Choice("fused from", tuple({"fused_from": n} for n in (*TOKENS, NEVER)), (PREFILL,), TOKENS)
-    return (*below_fused, tiles, halves, threshold)
+    return (*below_fused, tiles, halves, threshold, *tile_space(call))
+
+
+def _group(call: OpCall) -> int:
+    """Blocks of 128 tokens whose tiles follow each other: 32 of rows of 4 KB, at least 8."""
+    weight = call["weight"]
+    return max(8, _GROUP_BYTES // (128 * bytes_of(weight.size(1), weight.dtype)))
+
+
+def _without(here: Dim, others: Sequence[Dim]) -> Dim:
+    """1 where `here` is and none of `others`, else 0."""
+    if isinstance(here, int):
+        return here - sum(one for one in others if isinstance(one, int))
+    return " - ".join(map(str, (here, *others)))
 
 
 class _ActivatedGemm:
@@ -65,11 +85,12 @@ class _ActivatedGemm:
         self.tuned = call.tuned(
             **({"gemv": int(not fills_sms(call)), **gemv_tile(call), EVICT_FIRST: 1} if self.gate_up else {}),
             **skinny_tunables(call),
+            **(tile_tunables(call) if fused_fits(call) else {}),
             fused_from=192 if fused_fits(call) else NO_LIMIT,
             block_m=128,
             block_n=256,
             block_k=64 if self.wide else 128,
-            group=8,
+            group=_group(call),
             warps=8,
             halves=0,
             stages=4 if self.gate_up or not self.wide else 3,
@@ -93,7 +114,7 @@ class _ActivatedGemm:
         covered = launch_skinny(self.builder, self.tuned, self.scales, int(by_gemv), self.tuned["fused_from"] - 1)
         self._launch_separate(covered)
         if self.tuned["fused_from"] < NO_LIMIT:
-            self._launch_fused()
+            self._launch_fused(launch_some_tiles(self.builder, self.tuned, self.tuned["fused_from"] - 1))
         return self.builder.finish()
 
     def _launch_separate(self, covered: int) -> None:
@@ -114,8 +135,8 @@ class _ActivatedGemm:
             warps=max(1, min(8, block // 256)),
         )
 
-    def _launch_fused(self) -> None:
-        """From `fused_from` tokens: one kernel."""
+    def _launch_fused(self, others: Sequence[Dim]) -> None:
+        """From `fused_from` tokens: one kernel, but in steps in which one of `others` is 1."""
         call, tuned = self.call, self.tuned
         x, weight, bias, y = call["x"], call["weight"], call.get("bias"), call.outputs[0]
         self.builder.launch(
@@ -129,7 +150,7 @@ class _ActivatedGemm:
                 **self.scales,
                 "num_tokens": I32(self.tokens),
             },
-            grid=(f"{call.sm_count} * max(0, min(1, {self.tokens} - {tuned['fused_from'] - 1}))",),
+            grid=(product(call.sm_count, _without(within(self.tokens, tuned["fused_from"] - 1, NO_LIMIT), others)),),
             constexprs={
                 "N": weight.size(0),
                 "K": weight.size(1),

@@ -124,8 +124,8 @@ def linear(call: OpCall) -> Lowered:
     return builder.finish()
 
 
-_CANDIDATES = 4096
-"""Logits of a row per program of `sampling.candidates`."""
+_CANDIDATES, _CANDIDATE_BLOCKS = 1024, 16
+"""Logits of a row that a program of `sampling.candidates` compares at once, and how often it does."""
 _PUBLISHED = 128
 """Rows per program of `sampling.publish`."""
 
@@ -139,9 +139,9 @@ def linear_sample(call: OpCall) -> Lowered:
     builder.launch(
         "sampling.candidates",
         {"Logits": logits, "ArgmaxScratch": call["argmax_scratch"], "SamplingWords": call["sampling_words"], "num_rows": I32(rows)},
-        grid=(beyond(rows, covered), ceil_div(columns, _CANDIDATES)),
-        constexprs={"N": columns, "BLOCK": _CANDIDATES},
-        warps=8,
+        grid=(beyond(rows, covered), ceil_div(columns, _CANDIDATES * _CANDIDATE_BLOCKS)),
+        constexprs={"N": columns, "BLOCK": _CANDIDATES, "BLOCKS": _CANDIDATE_BLOCKS},
+        warps=4,
     )
     publish(builder, call)
     return builder.finish()

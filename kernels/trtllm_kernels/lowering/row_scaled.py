@@ -1,35 +1,26 @@
 """Lowering of GEMMs whose operands have one scale per row each: int8, and fp8 by rows.
 
 One token: GEMV, but for long rows on Hopper. Up to 128 tokens on Hopper: the skinny GEMM. More: `cuda_kernels/row_scaled_gemm.cu` on
-Hopper, where TMA takes the rows; elsewhere, and for other rows, `row_scaled.row_scaled_blocks` in Triton. cuBLASLt is not used: it knows no
-scales of rows, and its int8 GEMM reaches half of its fp8 GEMM's rate on Hopper.
+Hopper (`tile_gemm.py`), where TMA takes the rows; elsewhere, and for other rows, `row_scaled.row_scaled_blocks` in Triton. cuBLASLt is
+not used: it knows no scales of rows, and its int8 GEMM reaches half of its fp8 GEMM's rate on Hopper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from trtllm_kernels.dialect.dtypes import FP8_CAPABILITY
 from trtllm_kernels.dialect.expr import ceil_div
-from trtllm_kernels.dialect.types import Dim, Lowered
+from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.errors import KernelError
-from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter, Tma
+from trtllm_kernels.lowering.call import I32, Builder, OpCall, Parameter
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space
 from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, fills_sms, launch_skinny, skinny_fits, skinny_space, skinny_tunables, within
 from trtllm_kernels.lowering.space import PREFILL, Choice, grid
+from trtllm_kernels.lowering.tile_gemm import best_width, flags, launch_tiles, operands, tiles_fit, width_of
 
 SIZES = (256, 512, 1024, 2048)
 """Numbers of tokens up to which one width of tiles holds; the last width is also that of more tokens."""
 WIDTHS = (64, 128, 256)
 """Rows of the weight per tile."""
-_STEP_CYCLES = {64: 340, 128: 560, 256: 1024}
-"""Cycles that 128 bytes of K of a tile take: at 256 rows the tensor cores'; of the others the share of that which was measured on an H200
-(docs/facts/kernels-gemm.md)."""
-_EPILOGUE_CYCLES = 10
-"""Per row of the weight in a tile."""
-_ROWS, _STEP = 128, 128
-_STAGES = {64: 8, 128: 6, 256: 4}
-"""Stages of K in flight."""
 _BLOCK_TOKENS = 64
 """Up to so many tokens, Triton's tiles hold 64."""
 _CUDA = "row_scaled_cuda"
@@ -47,46 +38,20 @@ def takes_row_scaled(call: OpCall) -> bool:
     return x.dtype == "int8" or (x.dtype == "fp8" and by_row and call.capability >= FP8_CAPABILITY)
 
 
-def _by_tma(call: OpCall) -> bool:
-    weight = call["weight"]
-    return call.capability == 90 and weight.size(0) % 16 == 0 and weight.size(1) % 16 == 0 and _wide(call) in ("bf16", "fp16")
-
-
-def _wide(call: OpCall) -> str:
-    """The dtype of what is added and, if it is not quantized, of the result."""
-    added = call.get("bias") or call.get("residual")
-    return added.dtype if added else "bf16" if call.get("out_scale") else call.outputs[0].dtype
-
-
-def _width(call: OpCall, tokens: int) -> int:
-    """The width of tiles that takes the fewest cycles."""
-    n, k = call["weight"].size(0), call["weight"].size(1)
-
-    def cycles(width: int) -> int:
-        waves = ceil_div(ceil_div(tokens, _ROWS) * ceil_div(n, width), call.sm_count)
-        return waves * (ceil_div(k, _STEP) * _STEP_CYCLES[width] + _EPILOGUE_CYCLES * width)
-
-    return min(WIDTHS[::-1], key=cycles)
-
-
-def _width_of(size: int) -> str:
-    return f"width_{size}"
-
-
 def _tunables(call: OpCall) -> dict[str, int]:
     by_skinny = fills_sms(call) if call["x"].dtype == "fp8" else call["weight"].size(1) > _LONG_ROW_BYTES and skinny_fits(call)
     one_token = {} if call.op == "linear_gelu" else {"gemv": int(not by_skinny), **gemv_tile(call), EVICT_FIRST: 1}
-    by_tma = _by_tma(call)
-    widths = {_width_of(size): _width(call, size) for size in SIZES} if by_tma else {}
+    by_tma = tiles_fit(call)
+    widths = {width_of(size): best_width(call, size, WIDTHS[::-1]) for size in SIZES} if by_tma else {}
     return {**one_token, **skinny_tunables(call), **widths, "group": 8, _CUDA: int(by_tma)}
 
 
 def row_scaled_space(call: OpCall) -> tuple[Choice, ...]:
     """Tiles for one token and for few, and a width of tiles for each size."""
     one_token = () if call.op == "linear_gelu" else one_token_space(call)
-    if not _by_tma(call):
+    if not tiles_fit(call):
         return one_token
-    widths = (Choice(f"width to {size}", grid(**{_width_of(size): WIDTHS}), (PREFILL,), (size - size // 4, size)) for size in SIZES)
+    widths = (Choice(f"width to {size}", grid(**{width_of(size): WIDTHS}), (PREFILL,), (size - size // 4, size)) for size in SIZES)
     return (*one_token, *skinny_space(call), *widths, Choice("group", grid(group=(4, 8, 16)), (PREFILL,), (SIZES[-1],)))
 
 
@@ -97,60 +62,12 @@ def row_scaled_gemm(call: OpCall) -> Lowered:
     with_result = scales if call.op == "linear" else {**scales, "OutScale": call.get("out_scale") or call["x"]}
     by_gemv = call.op != "linear_gelu" and launch_gemv(builder, tuned, with_result)
     below = launch_skinny(builder, tuned, with_result, int(by_gemv))
-    if not (tuned[_CUDA] and _by_tma(call)):
+    if not (tuned[_CUDA] and tiles_fit(call)):
         _launch_blocks(builder, below, max(below, _BLOCK_TOKENS), 64)
         _launch_blocks(builder, max(below, _BLOCK_TOKENS), NO_LIMIT, 128)
         return builder.finish()
-    chosen = [(size, tuned[_width_of(size)]) for size in SIZES if size > below]
-    for index, (size, width) in enumerate(chosen):
-        last = index + 1 == len(chosen)
-        if last or chosen[index + 1][1] != width:
-            _launch_cuda(builder, width, tuned, within(call["x"].shape[0], below, NO_LIMIT if last else size))
-            below = size
+    launch_tiles(builder, tuned, SIZES, below, NO_LIMIT)
     return builder.finish()
-
-
-def _operands(call: OpCall) -> Mapping[str, Parameter]:
-    x = call["x"]
-    operands = {"Bias": call.get("bias") or x, "Residual": call.get("residual") or x}
-    return {**operands, "XScale": call["x_scale"], "WScale": call["weight_scale"], "OutScale": call.get("out_scale") or x}
-
-
-def _flags(call: OpCall) -> Mapping[str, bool | int]:
-    added = {"BIASED": call.get("bias") is not None, "ADDED": call.get("residual") is not None}
-    shape = {"N": call["weight"].size(0), "K": call["weight"].size(1)}
-    return {**shape, "ACT": call.activation, **added, "QUANTIZE": call.get("out_scale") is not None}
-
-
-def _launch_cuda(builder: Builder, width: int, tuned: Mapping[str, int], here: Dim) -> None:
-    """`here`: 1 in steps that these tiles serve, else 0."""
-    call = builder.call
-    x, weight, y, tokens = call["x"], call["weight"], call.outputs[0], call["x"].shape[0]
-    flags, stages = _flags(call), _STAGES[width]
-    shared = stages * _STEP * (_ROWS + width) + 2 * (4 * width + (2 * width if flags["BIASED"] else 16)) + 8 * (2 * stages + 4)
-    builder.launch(
-        "row_scaled_gemm.row_scaled_gemm",
-        {"X": Tma(x, _ROWS, _STEP), "W": Tma(weight, width, _STEP), **_operands(call), "Y": y, "num_tokens": I32(tokens)},
-        grid=(_programs(call, tokens, width, here),),
-        constexprs={
-            **flags,
-            "COLUMNS": width,
-            "STAGES": stages,
-            "GROUP": tuned["group"],
-            "FP8": x.dtype == "fp8",
-            "INT8": x.dtype == "int8",
-            "HALF": False,
-            "OUT_HALF": _wide(call) == "fp16",
-            "SHARED_BYTES": shared,
-        },
-        warps=12,
-        cuda=True,
-    )
-
-
-def _programs(call: OpCall, tokens: Dim, width: int, here: Dim) -> Dim:
-    tiles = f"ceil_div({tokens}, {_ROWS}) * {ceil_div(call['weight'].size(0), width)}"
-    return f"min({call.sm_count}, {tiles}) * {here}"
 
 
 def _block_columns(call: OpCall) -> int:
@@ -170,9 +87,9 @@ def _launch_blocks(builder: Builder, below: int, most: int, rows: int) -> None:
     tiles = f"ceil_div({tokens}, {rows}) * {ceil_div(call['weight'].size(0), columns)}"
     builder.launch(
         "row_scaled.row_scaled_blocks",
-        {"X": call["x"], "W": call["weight"], "Y": call.outputs[0], **_operands(call), "num_tokens": I32(tokens)},
+        {"X": call["x"], "W": call["weight"], "Y": call.outputs[0], **operands(call), "num_tokens": I32(tokens)},
         grid=(f"{tiles} * {here}",),
-        constexprs={**_flags(call), "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 64 if columns == 128 else 128, "GROUP": 8},
+        constexprs={**flags(call), "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 64 if columns == 128 else 128, "GROUP": 8},
         warps=8 if columns == 128 else 4,
         stages=3,
     )

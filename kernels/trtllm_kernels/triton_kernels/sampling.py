@@ -68,14 +68,37 @@ def keep_best(logits, ArgmaxScratch, SamplingWords, rows, columns, num_rows, num
 
 
 @triton.jit
-def candidates(Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """Logits [num_rows, N], BLOCK columns of one row per program."""
+def candidates(
+    Logits, ArgmaxScratch, SamplingWords, num_rows, N: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """Logits [num_rows, N]. A program takes BLOCKS times BLOCK columns of one row, of which the next two BLOCK are on their way while these
+    are compared, each with the best of its place before: only the last comparison is between threads."""
     let_next_start(PDL)
     wait_for_previous(PDL)
     row = tl.program_id(0) + tl.arange(0, 1)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    logits = tl.load(Logits + row.to(tl.int64)[:, None] * N + columns[None, :], mask=(columns < N)[None, :], other=float("-inf"))
-    keep_best(logits, ArgmaxScratch, SamplingWords, row, columns, num_rows, N)
+    inside = row < num_rows
+    temperature = _temperature(SamplingWords, row, inside)
+    begin = tl.program_id(1) * (BLOCKS * BLOCK)
+    end = tl.minimum(begin + BLOCKS * BLOCK, N)
+    columns = begin + tl.arange(0, BLOCK)
+    at = Logits + row.to(tl.int64)[:, None] * N
+    coming = tl.load(at + columns[None, :], mask=(columns < end)[None, :], other=float("-inf"))
+    later = tl.load(at + columns[None, :] + BLOCK, mask=(columns + BLOCK < end)[None, :], other=float("-inf"))
+    best = tl.full((1, BLOCK), float("-inf"), tl.float32)
+    first = tl.zeros((1, BLOCK), tl.int32) + columns[None, :]
+    for _ in range(tl.cdiv(end - begin, BLOCK)):
+        z, coming = coming.to(tl.float32), later
+        ahead = columns + 2 * BLOCK
+        later = tl.load(at + ahead[None, :], mask=(ahead < end)[None, :], other=float("-inf"))
+        if tl.max(temperature, 0) > 0.0:
+            z = _with_noise(z, SamplingWords, row, columns, inside, temperature)
+        better = z > best
+        best = tl.where(better, z, best)
+        first = tl.where(better, columns[None, :], first)
+        columns += BLOCK
+    most = tl.max(best, 1)
+    first_of_most = tl.min(tl.where(best == most[:, None], first, N - 1), 1)
+    tl.atomic_max(ArgmaxScratch + row, _ranked(most, first_of_most), mask=inside, sem="relaxed")
 
 
 @triton.jit

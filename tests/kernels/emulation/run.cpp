@@ -138,6 +138,26 @@ extern "C" int emulate(const char** pointers, long tokens, long columns, float s
                  {pointers[2], HKV * D, columns, 1, D}, f(3), f(4), n(5), n(6), f(7), (char*)pointers[8], scale_log2, num_decodes, num_seqs};
     return run(grid, threads);
 }
+#elif defined(ROW_SCALED)
+struct Arguments {
+    TensorMap x, w;
+    const char *bias, *residual;
+    const float *x_scale, *w_scale, *out_scale;
+    char* y;
+    int num_tokens;
+};
+static Arguments arguments;
+static void call() {
+    const Arguments& a = arguments;
+    KERNEL(a.x, 0, 0, 0, 0, a.w, 0, 0, 0, 0, a.bias, a.residual, a.x_scale, a.w_scale, a.out_scale, a.y, a.num_tokens);
+}
+static int run(int grid, int threads);
+extern "C" int emulate(const char** pointers, long x_rows, int num_tokens, int grid, int threads) {
+    auto f = [&](int i) { return (const float*)pointers[i]; };
+    arguments = {{pointers[0], x_rows, K, 1, ROWS}, {pointers[1], N, K, 1, COLUMNS}, pointers[2], pointers[3], f(4), f(5), f(6),
+                 (char*)pointers[7], num_tokens};
+    return run(grid, threads);
+}
 #elif defined(TILE_ROWS)
 struct Arguments {
     TensorMap x, w;
