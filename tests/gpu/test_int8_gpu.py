@@ -50,7 +50,7 @@ class Product:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """With a scale for each operand: those that have tiles of ours. Of more tokens the product is Triton's, which writes whole tiles."""
+        """With a scale for each operand: those that have tiles of ours. More are Triton's, which writes whole tiles."""
         return TOKENS if self.by_row else tuple(tokens for tokens in TOKENS if tokens <= SIZES[-1])
 
     def lowered(self, arch: str, in_place: bool = False) -> Lowered:
