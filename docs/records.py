@@ -3,6 +3,7 @@
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
     python docs/records.py --predictions    # and the step model's tables and prediction_errors.toml, for intervals; takes minutes
+    python docs/records.py --fit        # and before all that the step model's constants for an H200, from its recorded runs; a minute more
     python docs/records.py --ceilings   # and before them docs/facts/at-ceilings.csv, for the table of aims; takes half a minute
 
 Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
@@ -703,7 +704,11 @@ def main(arguments: Sequence[str]) -> None:
     if "--ceilings" in arguments:
         write_at_ceilings()
     tables = dict.fromkeys(DOCUMENTS, TABLES)
-    if "--predictions" in arguments:
+    if "--fit" in arguments:
+        from trtllm_bench.analysis import fit
+
+        fit.main(["--gpu", "h200", "--write"])
+    if "--predictions" in arguments or "--fit" in arguments:
         tables |= dict.fromkeys(PREDICTION_DOCUMENTS, predictions())
     for name, made in tables.items():
         path = ROOT / name

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trtllm_bench.analysis import fit
-from trtllm_bench.analysis.fit import RecordedRun, changed, errors, follows, write
+from trtllm_bench.analysis.fit import Phase, PhaseFigures, RecordedRun, changed, errors, follows, write
 from trtllm_bench.analysis.kernel_times import FORMATS, KINDS, KernelTimes, KernelWork, clock_within, watts
 from trtllm_bench.analysis.step_constants import FOLDER, constants_for, read_file
 from trtllm_bench.roofline.hardware import Hardware, published
@@ -34,6 +34,9 @@ def work(*kernels: tuple[str, str, float, float], hardware: Hardware = H100) -> 
         flops_per_s=np.array([hardware.flops(one) for one in formats]),
         decode_attention=np.array([kind == "attention" for kind in kinds]),
         split=np.zeros(len(kernels), bool),
+        even=np.zeros(len(kernels), bool),
+        pairs=np.zeros(len(kernels)),
+        tiles=np.zeros(len(kernels)),
         codes=np.zeros(len(kernels), np.intp),
         values=np.zeros(len(kernels)),
         scales=np.zeros(len(kernels)),
@@ -76,9 +79,10 @@ def test_more_sms_take_in_more_and_unknown_ones_bound_nothing() -> None:
 
 def made_up(kernels: KernelWork, slower: float) -> RecordedRun:
     """A run that took so many times what the constants say."""
-    run = RecordedRun([], kernels, np.zeros(len(kernels.count), np.intp), np.ones(1), np.zeros(1), H100, 692.0, quantized=False)
-    seconds, drawn, clock = run.predicted(CONSTANTS)
-    figures = {"duration_s": slower * seconds, "power_mean_w": drawn, "sm_clock_mean_mhz": clock * 1980}
+    phase = Phase(kernels, np.zeros(len(kernels.count), np.intp), np.ones(1), np.zeros(1), PhaseFigures())
+    run = RecordedRun([], [phase], H100, 692.0, quantized=False)
+    seconds, _, _ = run.predicted(CONSTANTS)
+    figures = {"duration_s": slower * seconds}
     return replace(run, rows=[Row(Cell("m", "fp8", 1, 128, 128), Environment(gpu="NVIDIA H100"), figures=figures)])
 
 
@@ -88,6 +92,13 @@ def test_constants_move_to_what_runs_took() -> None:
     fitted = fit.fit(runs, CONSTANTS)
     assert fitted.keys() == fit.FREE.keys() == fit.START.keys()
     assert max(map(abs, errors(runs, changed(CONSTANTS, fitted)))) < 0.02
+
+
+def test_a_group_left_out_has_the_error_that_a_fit_of_the_others_gives() -> None:
+    runs = [made_up(PRODUCTS, 1.04), made_up(READS, 0.97), made_up(work(("rows", "bf16", 400.0, 0.0)), 1.06)]
+    constants = changed(CONSTANTS, fit.fit([runs[0], runs[2]], CONSTANTS))
+    (error,) = errors([runs[1]], constants)
+    assert fit.left_out(runs, CONSTANTS, ["a", "b", "a"])[1] == pytest.approx(error, abs=0.002)
 
 
 def test_fitted_constants_are_written_in_place(tmp_path: Path) -> None:

@@ -30,9 +30,11 @@ def test_the_h100s_constants_are_its_own(name: str) -> None:
 def test_the_h200s_constants_are_of_todays_engine_and_those_of_its_earlier_runs_the_h100s() -> None:
     today, earlier = constants_for("NVIDIA H200"), constants_for("NVIDIA H200", "29ae1e3c0de")
     assert (today.gpu, today.fitted, today.earlier, today.engine) == ("h200", True, False, "")
-    assert constants_for("NVIDIA H200", "523b8c61234") is constants_for("NVIDIA H200", "0123456") is today
-    assert not today.requests_first
-    assert constants_for("NVIDIA H200", "444f27e1234") == replace(today, requests_first=True)
+    assert constants_for("NVIDIA H200", "8905072abcd") is constants_for("NVIDIA H200", "0123456") is today
+    assert not any((today.requests_first, today.norms_apart, today.keys_by_tiles))
+    before = replace(today, norms_apart=True, keys_by_tiles=True)
+    assert constants_for("NVIDIA H200", "523b8c61234") == before
+    assert constants_for("NVIDIA H200", "444f27e1234") == replace(before, requests_first=True)
     assert (earlier.gpu, earlier.fitted, earlier.earlier, earlier.requests_first) == ("h100", False, True, True)
     assert earlier.note == "the step model's constants are not fitted to NVIDIA H200: they are the H100's"
     assert "GEMV" in earlier.engine

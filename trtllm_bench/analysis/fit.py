@@ -4,11 +4,13 @@
     python -m trtllm_bench.analysis.fit --folds 5        # and the errors on runs left out, a fifth at a time
     python -m trtllm_bench.analysis.fit --write          # into step_models/h100.toml
     python -m trtllm_bench.analysis.fit --gpu h200       # the same of the H200
+    python docs/records.py --fit                         # constants of the H200, then every table and interval that follows from them
 
 Each constant starts from what single kernels gave (`START`, `STARTS`) and is held to it as far as `FREE` says: whole runs of a few models
-cannot tell a kernel's bandwidth from its fixed time. A residual is a rate's error over 1.5%, a clock's over 4%, a run's power over 6% where
-it lasted long enough for the mean to be one (6 s), a constant's change over its freedom. A run has one clock, as the limit acts over many
-steps.
+cannot tell a kernel's bandwidth from its fixed time. A residual is a rate's error over 1.5% and a constant's change over its freedom; and,
+of the steps that only decode and of those with prompts, each where they took more than 3 s, their time's error over 3%, their clock's over
+4%, and their power's over 6% where that is a mean of more than 6 s. Such a phase has one clock, as the limit acts over many steps. With one
+clock for a whole run, decode steps over long contexts came out too slow and at too high a clock, and prompts the other way.
 
 Constants are of one GPU and one engine: runs of the other GPU of the architecture take no part, nor do runs at other revisions than its
 file lists. Constants of quantized GEMMs (`QUANTIZED_FREE`) follow only runs of quantized engines, with all others kept as plain runs gave
@@ -20,8 +22,9 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,10 @@ import numpy as np
 from trtllm_bench.analysis.cells import constants_of, hardware_of, is_quantized, plans_of
 from trtllm_bench.analysis.kernel_times import KINDS, LOADED_AS, KernelWork, clock_within, watts
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.step_constants import FOLDER, QUANTIZED_GPU, StepConstants, constants_for
+from trtllm_bench.analysis.step_constants import FOLDER, QUANTIZED_GPU, StepConstants, constants_for, read_anew
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_results.compare.published import folder
@@ -40,6 +44,11 @@ from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_results.versions import newest, versions
 from trtllm_workloads.synthetic import fixed
+
+Moves = np.ndarray[tuple[int], np.dtype[np.float64]]
+"""Logarithms of constants over their starts."""
+Slopes = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+"""Of residuals, by those."""
 
 FREE: Mapping[str, float] = {
     **{f"bandwidth_share.{kind}": 0.01 for kind in KINDS if kind not in LOADED_AS},
@@ -66,12 +75,25 @@ FREE: Mapping[str, float] = {
     "power.fixed_exponent": 0.5,
 }
 """Relative change of a constant that weighs as much as an error of one deviation."""
+TODAY_FREE: Mapping[str, float] = {
+    "attention.pair_us": 0.3,
+    "attention.tile_us": 0.2,
+    "attention.even_bandwidth_share": 0.02,
+    "attention.even_stream_tb_per_s": 0.3,
+    "attention.even_us": 0.1,
+    "attention.even_pair_us": 0.3,
+}
+"""The same of constants of kernels that only today's engine has."""
+PLAIN_FREE = {**FREE, **TODAY_FREE}
 QUANTIZED_FREE: Mapping[str, float] = {
-    **{f"decoding_cycles.{name}": 0.3 for name in ("int4", "int4_fp8", "int8", "fp8", "fp4", "scale")},
+    **{f"decoding_cycles.{name}": 0.3 for name in ("int4", "int4_fp8", "int8", "fp8", "fp4", "nf4", "scale")},
     "quantized_share.packed_bf16": 0.1,
     "quantized_share.packed_fp8": 0.1,
     "quantized_share.row_scaled_int8": 0.1,
+    "quantized_share.skinny_int8": 0.1,
+    "quantized_us.packed": 0.2,
     "quantized_pj.code": 0.5,
+    "quantized_pj.flop_share": 0.2,
     "energy_pj.int8": 0.3,
     "stream_tb_per_s.gemv": 0.3,
     "pdl_us.gemv": 0.3,
@@ -113,9 +135,18 @@ a second at the power limit, prompts' attention alone. Joules and watts: what su
 STARTS: Mapping[str, Mapping[str, float]] = {
     "h200": {
         "bandwidth_share.skinny": 1.04,
+        "bandwidth_share.attention": 0.96,
         "stream_tb_per_s.skinny": 10.0,
         "pdl_us.skinny": 0.8,
-        "pdl_us.rows": 2.0,
+        "clock_share.attention": 1.0,
+        "attention.pair_us": 0.0015,
+        "attention.tile_us": 0.017,
+        "attention.even_bandwidth_share": 1.04,
+        "attention.even_stream_tb_per_s": 12.0,
+        "attention.even_us": 9.25,
+        "attention.even_pair_us": 0.0025,
+        "quantized_pj.flop_share": 0.85,
+        "pdl_us.rows": 1.5,
         "kernel_us.attention": 4.0,
         "kernel_us.merge": 0.1,
         "decoding_cycles.int4": 0.022,
@@ -123,10 +154,13 @@ STARTS: Mapping[str, Mapping[str, float]] = {
         "decoding_cycles.int8": 0.04,
         "decoding_cycles.fp8": 0.04,
         "decoding_cycles.fp4": 0.035,
+        "decoding_cycles.nf4": 0.047,
         "decoding_cycles.scale": 0.43,
         "quantized_share.packed_bf16": 1.0,
         "quantized_share.packed_fp8": 0.8,
         "quantized_share.row_scaled_int8": 1.4,
+        "quantized_share.skinny_int8": 0.95,
+        "quantized_us.packed": 0.8,
         "quantized_pj.code": 13.0,
         "stream_tb_per_s.gemv": 11.0,
         "pdl_us.gemv": 0.75,
@@ -134,26 +168,58 @@ STARTS: Mapping[str, Mapping[str, float]] = {
     }
 }
 """Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1 and -b64)."""
-RATE, CLOCK, POWER = 0.015, 0.04, 0.06
+STEP = 1e-3
+"""Of a constant's logarithm, over which its slopes are taken."""
+RATE, PHASE_RATE, CLOCK, POWER = 0.015, 0.03, 0.04, 0.06
 TOLERANCE = 1e-4
 """A fit ends when the sum of squares changes by less than this share."""
 LEAST_S = 6.0
+"""From which on power of a phase is a mean; its time and clock are from half of that on."""
 MOST_SHAPES = 200
 OLD = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
-class RecordedRun:
-    """One cell's steps as work of their kernels, those of all steps one after another, and what was measured of it."""
+class Phase:
+    """The steps of a run that only decode, or those with prompts: the work of their kernels, those of all steps one after another, and what
+    was measured of it."""
 
-    rows: Sequence[Row]
     work: KernelWork
     step: np.ndarray[tuple[int], np.dtype[np.intp]]
     """Of each kernel, which of `steps`."""
     steps: np.ndarray[tuple[int], np.dtype[np.float64]]
     """How often there was each."""
     host_us: np.ndarray[tuple[int], np.dtype[np.float64]]
+    measured: PhaseFigures
+
+    def predicted(self, constants: StepConstants, hardware: Hardware, limit_w: float) -> tuple[float, float, float]:
+        """(seconds, joules, share of the boost clock)."""
+        times = self.work.times(constants, hardware, overlap=True)
+        between = constants.step["between_us"] * float(self.steps.sum())
+        clock = clock_within(times, constants, limit_w, between)
+        memory, compute, fixed = times.at(clock)
+        alone = self.work.count / self.steps[self.step]
+        device = np.bincount(self.step, alone * (times.joined(memory, compute) + fixed), len(self.steps)) + constants.step["between_us"]
+        total_us = float((self.steps * np.maximum(device, self.host_us)).sum())
+        return total_us * 1e-6, watts(times, constants, clock, total_us) * total_us * 1e-6, clock
+
+
+@dataclass(frozen=True)
+class PhaseFigures:
+    """Means over the repeats; 0 where that was not recorded."""
+
+    seconds: float = 0.0
+    power_w: float = 0.0
+    clock_mhz: float = 0.0
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One cell's phases, each with a clock of its own."""
+
+    rows: Sequence[Row]
+    phases: Sequence[Phase]
     hardware: Hardware
     limit_w: float
     quantized: bool
@@ -162,19 +228,28 @@ class RecordedRun:
         return statistics.fmean(row.figures.get(name, 0.0) for row in self.rows)
 
     def predicted(self, constants: StepConstants) -> tuple[float, float, float]:
-        """(seconds, watts, share of the boost clock)."""
-        times = self.work.times(constants, self.hardware, overlap=True)
-        between = constants.step["between_us"] * float(self.steps.sum())
-        clock = clock_within(times, constants, self.limit_w, between)
-        memory, compute, fixed = times.at(clock)
-        alone = self.work.count / self.steps[self.step]
-        device = np.bincount(self.step, alone * (times.joined(memory, compute) + fixed), len(self.steps)) + constants.step["between_us"]
-        total_us = float((self.steps * np.maximum(device, self.host_us)).sum())
-        return total_us * 1e-6, watts(times, constants, clock, total_us), clock
+        """(seconds, watts, share of the boost clock), the last two means over time."""
+        seconds, joules, clocks = zip(*(phase.predicted(constants, self.hardware, self.limit_w) for phase in self.phases), strict=True)
+        return sum(seconds), sum(joules) / sum(seconds), float(np.average(clocks, weights=seconds))
+
+    def residuals(self, constants: StepConstants) -> list[float]:
+        """By how many deviations each measured figure differs from what is predicted, as a logarithm."""
+        each = [phase.predicted(constants, self.hardware, self.limit_w) for phase in self.phases]
+        total_s = sum(seconds for seconds, _, _ in each)
+        distances = [np.log(self.figure("duration_s") / total_s) / RATE]
+        for phase, (seconds, joules, clock) in zip(self.phases, each, strict=True):
+            measured = phase.measured
+            if measured.seconds > LEAST_S / 2:
+                distances.append(np.log(measured.seconds / seconds) / PHASE_RATE)
+                if measured.clock_mhz:
+                    distances.append(np.log(clock * self.hardware.boost_mhz / measured.clock_mhz) / CLOCK)
+                if measured.power_w and measured.seconds > LEAST_S:
+                    distances.append(np.log(joules / seconds / min(measured.power_w, self.limit_w)) / POWER)
+        return distances
 
 
-def recorded_run(rows: Sequence[Row]) -> RecordedRun:
-    """Of the repeats of one cell. Raises `BenchError` for a GPU whose power limit is not known."""
+def recorded_run(rows: Sequence[Row], store: Store | None = None) -> RecordedRun:
+    """Of the repeats of one cell, with what `store` holds of its steps. Raises `BenchError` for a GPU whose power limit is not known."""
     row = rows[-1]
     cell, hardware = row.cell, hardware_of(row.environment)
     if not hardware.power_w:
@@ -185,7 +260,16 @@ def recorded_run(rows: Sequence[Row]) -> RecordedRun:
     seen: list[tuple[StepShape, int]] = []
     load = fixed(cell.num_requests or 1, cell.isl, cell.osl, vocab_size=256, seed=0)
     predict(plans, hardware, load, concurrency=cell.batch, constants=constants, on_steps=seen.extend)
-    shapes = _fewer(seen)
+    measured = measured_phases(rows, store)
+    phases = []
+    for decoding in (True, False):
+        if shapes := _fewer([(shape, count) for shape, count in seen if (shape.phase == "decode") == decoding]):
+            phases.append(_phase(model, shapes, measured[decoding]))
+    limit = hardware.power_w * model.constants.power["held"]
+    return RecordedRun(rows, phases, hardware, limit, is_quantized(row))
+
+
+def _phase(model: StepModel, shapes: Sequence[tuple[StepShape, int]], measured: PhaseFigures) -> Phase:
     works, index, host = [], [], []
     for place, (shape, count) in enumerate(shapes):
         kernels = [(cost, n * count) for cost, n in model.kernels(shape) if cost.kind != "communication"]
@@ -193,9 +277,32 @@ def recorded_run(rows: Sequence[Row]) -> RecordedRun:
         index += [place] * len(kernels)
         host.append(model.step(shape).host_us)
     work = KernelWork(**{one.name: np.concatenate([getattr(each, one.name) for each in works]) for one in fields(KernelWork)})
-    counts = np.array([count for _, count in shapes], float)
-    limit = hardware.power_w * model.constants.power["held"]
-    return RecordedRun(rows, work, np.array(index, np.intp), counts, np.array(host), hardware, limit, is_quantized(row))
+    return Phase(work, np.array(index, np.intp), np.array([count for _, count in shapes], float), np.array(host), measured)
+
+
+def measured_phases(rows: Sequence[Row], store: Store | None) -> dict[bool, PhaseFigures]:
+    """Of the steps that only decode (True), and of those with prompts: from the step logs and samples of telemetry."""
+    each: dict[bool, list[PhaseFigures]] = {True: [], False: []}
+    for row in rows:
+        logged = None if store is None else store.read_side("steps", row)
+        sampled = None if store is None else store.read_side("samples", row)
+        if logged is None or sampled is None:
+            continue
+        steps, samples = ({name: table.column(name).to_numpy() for name in table.column_names} for table in (logged, sampled))
+        taken, decoding = step_seconds(steps), steps["context_tokens"] == 0
+        when = samples["time_s"]
+        during = decoding[np.minimum(np.searchsorted(steps["done_s"], when), len(decoding) - 1)]
+        within = (when >= steps["launched_s"][0]) & (when <= steps["done_s"][-1])
+        for phase, figures in each.items():
+            here = within & (during == phase)
+            power, clock = (float(samples[name][here].mean()) if here.any() else 0.0 for name in ("power_w", "sm_clock_mhz"))
+            figures.append(PhaseFigures(float(taken[decoding == phase].sum()), power, clock))
+    return {phase: _mean(figures) for phase, figures in each.items()}
+
+
+def _mean(figures: Sequence[PhaseFigures]) -> PhaseFigures:
+    columns = zip(*((one.seconds, one.power_w, one.clock_mhz) for one in figures), strict=True)
+    return PhaseFigures(*map(statistics.fmean, columns)) if figures else PhaseFigures()
 
 
 def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int]]:
@@ -207,9 +314,12 @@ def _fewer(shapes: Sequence[tuple[StepShape, int]]) -> list[tuple[StepShape, int
     return [(group[len(group) // 2][0], sum(count for _, count in group)) for group in groups]
 
 
-def recorded_runs(root: Path, gpu: str) -> list[RecordedRun]:
+@lru_cache(maxsize=1)
+def recorded_runs(root: Path, gpu: str) -> tuple[RecordedRun, ...]:
     """The runs that constants follow: one for every such cell of fixed lengths on one GPU."""
-    return list(map(recorded_run, followed(row for row in fixed_lengths(root / gpu) if row.cell.gpus == 1)))
+    stores = {row.row_id: store for store, row in _stored(root / gpu)}
+    rows = (row for row in fixed_lengths(root / gpu) if row.cell.gpus == 1)
+    return tuple(recorded_run(repeats, stores[repeats[-1].row_id]) for repeats in followed(rows))
 
 
 def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
@@ -221,9 +331,14 @@ def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
 
 def fixed_lengths(folder: Path) -> list[Row]:
     """The `ok` rows in a folder's stores with fixed lengths and a closed loop."""
-    tables = (table.parent for table in sorted(folder.glob("*/results.parquet")))
-    rows = (row for store in tables if store.name not in OLD for row in Store(store).rows())
-    return [row for row in rows if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
+    return [row for _, row in _stored(folder) if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
+
+
+def _stored(folder: Path) -> Iterator[tuple[Store, Row]]:
+    for table in sorted(folder.glob("*/results.parquet")):
+        if table.parent.name not in OLD:
+            store = Store(table.parent, create=False)
+            yield from ((store, row) for row in store.rows())
 
 
 def follows(row: Row) -> bool:
@@ -244,41 +359,66 @@ def changed(constants: StepConstants, values: Mapping[str, float]) -> StepConsta
 
 
 def fit(runs: Sequence[RecordedRun], constants: StepConstants) -> dict[str, float]:
-    """Values of the constants in `FREE` and, where there are runs of quantized engines, of those in `QUANTIZED_FREE`, by name."""
-    values = _fit([run for run in runs if not run.quantized], constants, FREE)
-    return values | fit_quantized(runs, changed(constants, values))
+    """Values of the constants in `PLAIN_FREE` and, where there are runs of quantized engines, of those in `QUANTIZED_FREE`, by name."""
+    plain, quantized = ([run for run in runs if run.quantized == kind] for kind in (False, True))
+    values = Search(constants, PLAIN_FREE).of(plain)
+    return values | (Search(changed(constants, values), QUANTIZED_FREE).of(quantized) if quantized else {})
 
 
-def fit_quantized(runs: Sequence[RecordedRun], constants: StepConstants, near: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Values of the constants in `QUANTIZED_FREE`; none without such runs. `near`: as in `_fit`."""
-    quantized = [run for run in runs if run.quantized]
-    return _fit(quantized, constants, QUANTIZED_FREE, near) if quantized else {}
+class Search:
+    """For the values of some constants with which runs come out as measured, all others being as they are."""
 
+    def __init__(self, constants: StepConstants, free: Mapping[str, float]) -> None:
+        """`free`: as `FREE`. Constants without a start for this GPU stay as they are."""
+        self._constants = constants
+        self._start = {**START, **STARTS.get(constants.gpu, {})}
+        self._free = {name: freedom for name, freedom in free.items() if name in self._start}
 
-def _fit(
-    runs: Sequence[RecordedRun], constants: StepConstants, free: Mapping[str, float], near: Mapping[str, float] | None = None
-) -> dict[str, float]:
-    """Values of the constants in `free`. `near`: where the search starts, if the values for nearly the same runs are known."""
-    start = {**START, **STARTS.get(constants.gpu, {})}
-    first = np.array([np.log(near[name] / start[name]) if near else 0.0 for name in free])
+    def of(self, runs: Sequence[RecordedRun]) -> dict[str, float]:
+        return self._values(self._moves(runs))
 
-    def values(moves: Iterable[float]) -> dict[str, float]:
-        return {name: start[name] * float(np.exp(move)) for name, move in zip(free, moves, strict=True)}
+    def without(self, runs: Sequence[RecordedRun], groups: Sequence[Collection[int]]) -> list[dict[str, float]]:
+        """The values that the others of `runs` give, for each group of places left out. All start from what all runs give, with the slopes
+        there."""
+        whole = self._moves(runs)
+        slopes = [self._slopes([run], whole) for run in runs]
+        values = []
+        for group in groups:
+            rest = [place for place in range(len(runs)) if place not in group]
+            known = np.concatenate([self._distances, *(slopes[place] for place in rest)])
+            values.append(self._values(self._moves([runs[place] for place in rest], whole, known)))
+        return values
 
-    def residuals(moves: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        trial, distances = changed(constants, values(moves)), [move / free[name] for name, move in zip(free, moves, strict=True)]
-        for run in runs:
-            seconds, drawn, clock = run.predicted(trial)
-            distances.append(np.log(run.figure("duration_s") / seconds) / RATE)
-            if run.figure("sm_clock_mean_mhz"):
-                distances.append(np.log(clock * run.hardware.boost_mhz / run.figure("sm_clock_mean_mhz")) / CLOCK)
-            if run.figure("power_mean_w") and run.figure("duration_s") > LEAST_S:
-                distances.append(np.log(drawn / min(run.figure("power_mean_w"), run.limit_w)) / POWER)
-        return np.array(distances)
+    def _moves(self, runs: Sequence[RecordedRun], first: Moves | None = None, slopes: Slopes | None = None) -> Moves:
+        """Logarithms of the values over their starts. `first`: where the search begins; `slopes`: at every point, where they are known."""
+        from scipy.optimize import least_squares
 
-    from scipy.optimize import least_squares
+        def slopes_at(moves: Moves) -> Slopes:
+            return np.concatenate([self._distances, self._slopes(runs, moves)]) if slopes is None else slopes
 
-    return values(least_squares(residuals, first, diff_step=[1e-3], ftol=TOLERANCE, max_nfev=25).x)
+        def residuals_at(moves: Moves) -> Moves:
+            return self._residuals(runs, moves)
+
+        begin = np.zeros(len(self._free)) if first is None else first
+        return np.asarray(least_squares(residuals_at, begin, slopes_at, ftol=TOLERANCE, max_nfev=25).x)
+
+    def _slopes(self, runs: Sequence[RecordedRun], moves: Moves) -> Slopes:
+        """[residuals of `runs`, constants]."""
+        begin = self._residuals(runs, moves)[len(moves) :]
+        steps = np.eye(len(moves)) * STEP
+        return np.stack([(self._residuals(runs, moves + step)[len(moves) :] - begin) / STEP for step in steps], axis=1)
+
+    @property
+    def _distances(self) -> Slopes:
+        """The same of the constants' distances to their starts."""
+        return np.diag(1 / np.array(list(self._free.values())))
+
+    def _residuals(self, runs: Sequence[RecordedRun], moves: Moves) -> Moves:
+        trial = changed(self._constants, self._values(moves))
+        return np.concatenate([moves / list(self._free.values()), *(run.residuals(trial) for run in runs)])
+
+    def _values(self, moves: Moves) -> dict[str, float]:
+        return {name: self._start[name] * float(np.exp(move)) for name, move in zip(self._free, moves, strict=True)}
 
 
 def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]:
@@ -289,17 +429,19 @@ def errors(runs: Iterable[RecordedRun], constants: StepConstants) -> list[float]
 def left_out(runs: Sequence[RecordedRun], constants: StepConstants, groups: Sequence[Hashable]) -> list[float]:
     """Each run's error by constants that were fitted without its group. `groups`: the group of each run. A group of quantized runs is left
     out of the quantized fit only: the plain runs all stay in (if there are none, `constants` stay as they are)."""
-    plain = [run for run in runs if not run.quantized]
-    whole = _fit(plain, constants, FREE) if plain else {}
-    kept = changed(constants, whole)
-    near = fit_quantized(runs, kept)
     errors_of = [0.0] * len(runs)
-    for quantized, group in dict.fromkeys((run.quantized, group) for run, group in zip(runs, groups, strict=True)):
-        places = [place for place, run in enumerate(runs) if (run.quantized, groups[place]) == (quantized, group)]
-        rest = [run for place, run in enumerate(runs) if run.quantized == quantized and place not in places]
-        others = changed(kept, fit_quantized(rest, kept, near)) if quantized else changed(constants, _fit(rest, constants, FREE, whole))
-        for place, error in zip(places, errors([runs[place] for place in places], others), strict=True):
-            errors_of[place] = error
+    for kind, free in ((False, PLAIN_FREE), (True, QUANTIZED_FREE)):
+        places = [place for place, run in enumerate(runs) if run.quantized == kind]
+        if not places:
+            continue
+        chosen, members = [runs[place] for place in places], list(dict.fromkeys(groups[place] for place in places))
+        within = [[at for at, place in enumerate(places) if groups[place] == group] for group in members]
+        search = Search(constants, free)
+        for group, values in zip(within, search.without(chosen, within), strict=True):
+            for at, error in zip(group, errors([chosen[at] for at in group], changed(constants, values)), strict=True):
+                errors_of[places[at]] = error
+        if not kind:
+            constants = changed(constants, search.of(chosen))
     return errors_of
 
 
@@ -309,6 +451,7 @@ def write(file: Path, values: Mapping[str, float]) -> None:
     for name, value in values.items():
         text = re.sub(rf"(\[{re.escape(name)}\]\nvalue = ).*", rf"\g<1>{value:.4g}", text)
     file.write_text(text, encoding="utf-8")
+    read_anew()
 
 
 GROUPS: Mapping[str, Callable[[RecordedRun], Hashable]] = {
@@ -327,13 +470,13 @@ def _tell(what: str, runs: Sequence[RecordedRun], errors: Sequence[float]) -> No
             print(f"{what}: {len(chosen)} {name} runs, median error {statistics.median(map(abs, chosen)):.1%}, worst {worst:+.1%}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m trtllm_bench.analysis.fit")
     parser.add_argument("--gpu", default="h100", help="whose recorded runs to follow")
     parser.add_argument("--folds", type=int, default=0, help="also the errors on runs left out, so many parts one after another")
     parser.add_argument("--hold-out", choices=GROUPS, help="also the error of each run by constants fitted without all runs alike in this")
     parser.add_argument("--write", action="store_true", help="write the constants into the GPU's file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     root, constants = folder().parent / "recorded", constants_for(options.gpu)
     runs = recorded_runs(root, options.gpu)
     values = fit(runs, constants)

@@ -4,7 +4,7 @@ A GPU without a file is predicted with the H100's constants, and what its data s
 
 Constants are also of an engine: the H200's follow its kernels of today, the H100's those of the revisions that ran there. A recorded run
 takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
-against kernels that it did not have. `[engine]` also lists the revisions whose pipelines ran in another order (`requests_first`).
+against kernels that it did not have. Of the revisions listed, `[engine]` also says which lacked what today's engine has (`LACKING`).
 
 Constants of quantized GEMMs (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such GEMMs
 is predicted with the whole of that GPU's file on any GPU; `note` says so.
@@ -50,17 +50,21 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 PACKED = (*PACKED_INPUTS, *(f"{name}_fp8" for name, inputs in PACKED_INPUTS.items() if "fp8" in inputs))
 """Formats of packed weights. With fp8 inputs (`_fp8`) a kernel decodes them into other numbers than with wide inputs."""
-QUANTIZED: Mapping[str, tuple[str, ...]] = {
+ONE_FILE: Mapping[str, tuple[str, ...]] = {
     "decoding_cycles": (*PACKED, "scale"),
-    "quantized_share": ("packed_bf16", "packed_fp8", "row_scaled_int8", "row_scaled_fp8"),
-    "quantized_pj": ("code",),
+    "quantized_share": ("packed_bf16", "packed_fp8", "row_scaled_int8", "row_scaled_fp8", "skinny_int8"),
+    "quantized_us": ("packed",),
+    "quantized_pj": ("code", "flop_share"),
+    "attention": ("pair_us", "tile_us", "even_bandwidth_share", "even_stream_tb_per_s", "even_us", "even_pair_us"),
 }
-"""Sections, by name, that only the file of `QUANTIZED_GPU` has."""
+"""Sections, by name, that only the file of `QUANTIZED_GPU` has: it alone is of today's engine."""
 QUANTIZED_GPU = "h200"
 FIELDS = ("value", "unit", "what", "record", "command")
 LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "record", "command")
 """Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
-ENGINE = ("earlier", "revisions", "requests_first", "what")
+LACKING = ("requests_first", "norms_apart", "keys_by_tiles")
+"""Lists, in the section `engine`, of revisions that worked in a former way. `StepConstants` says what each means."""
+ENGINE = ("earlier", "revisions", LACKING[0], "what", *LACKING[1:])
 """Fields of the section `engine`."""
 
 
@@ -77,6 +81,10 @@ class StepConstants:
     requests_first: bool
     """Whether the engine's pipelines launched the next step only after the host had handled the requests that ended in the last. Today the
     next step comes first."""
+    norms_apart: bool
+    """Whether each norm was a kernel of its own in steps of any size. Today products of few tokens take it."""
+    keys_by_tiles: bool
+    """Whether decode attention divided long sequences by a fixed number of blocks, or was Triton's. Today each SM has an equal share."""
     engine: str
     """What is to be said of that engine; "" of today's."""
     bandwidth_share: Mapping[str, float]
@@ -93,7 +101,9 @@ class StepConstants:
     step: Mapping[str, float]
     decoding_cycles: Mapping[str, float]
     quantized_share: Mapping[str, float]
+    quantized_us: Mapping[str, float]
     quantized_pj: Mapping[str, float]
+    attention: Mapping[str, float]
     all_reduce: LinkCurve
     note: str = ""
     """What is to be said beside a prediction with these constants; "" where they follow the GPU's own kernels."""
@@ -109,12 +119,18 @@ def constants_for(device: str, revision: str = "", quantized: bool = False) -> S
     ran = (path.stem for path in files if _lists(path, "revisions", revision))
     gpu = next(ran, QUANTIZED_GPU if quantized else gpu)
     path = FOLDER / f"{gpu}.toml"
-    return _read(path, "" if gpu in name else device, _lists(path, "requests_first", revision))
+    return _read(path, "" if gpu in name else device, tuple(field for field in LACKING if _lists(path, field, revision)))
 
 
 def _lists(path: Path, field: str, revision: str) -> bool:
     """Whether a list of short revisions in the section `engine` holds `revision`."""
     return bool(revision) and revision.startswith(tuple(_engine(path)[field]))
+
+
+def read_anew() -> None:
+    """Files that were rewritten are read again."""
+    _read.cache_clear()
+    _engine.cache_clear()
 
 
 @cache
@@ -124,11 +140,11 @@ def _engine(path: Path) -> Mapping[str, Any]:
 
 
 @cache
-def _read(path: Path, stands_for: str, requests_first: bool) -> StepConstants:
+def _read(path: Path, stands_for: str, lacking: tuple[str, ...]) -> StepConstants:
     data = read_file(path)
     gpu = str(data["gpu"])
     quantized = data if gpu == QUANTIZED_GPU else read_file(path.with_name(f"{QUANTIZED_GPU}.toml"))
-    sections = [(data, *section) for section in SECTIONS.items()] + [(quantized, *section) for section in QUANTIZED.items()]
+    sections = [(data, *section) for section in SECTIONS.items()] + [(quantized, *section) for section in ONE_FILE.items()]
     values = {section: {name: float(table[section][name]["value"]) for name in names} for table, section, names in sections}
     note = f"the step model's constants are not fitted to {stands_for}: they are the {gpu.upper()}'s" if stands_for else ""
     links, engine = data["all_reduce"], data["engine"]
@@ -139,7 +155,9 @@ def _read(path: Path, stands_for: str, requests_first: bool) -> StepConstants:
         fitted=not stands_for,
         earlier=engine["earlier"],
         revisions=tuple(engine["revisions"]),
-        requests_first=requests_first,
+        requests_first="requests_first" in lacking,
+        norms_apart="norms_apart" in lacking,
+        keys_by_tiles="keys_by_tiles" in lacking,
         engine=engine["what"],
         note=note,
         all_reduce=curve,
@@ -153,7 +171,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         data: dict[str, Any] = read_document(path, tomllib.loads)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as TOML ({error})") from None
-    known = {**SECTIONS, **QUANTIZED} if data.get("gpu") == QUANTIZED_GPU else SECTIONS
+    known = {**SECTIONS, **ONE_FILE} if data.get("gpu") == QUANTIZED_GPU else SECTIONS
     expected = {f"{section}.{name}" for section, names in known.items() for name in names}
     sections = {name: table for name, table in data.items() if isinstance(table, dict) and name not in ("all_reduce", "engine")}
     given = {f"{section}.{name}" for section, table in sections.items() for name in table}
@@ -169,6 +187,9 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(links, dict) or set(links) != set(LINKS) or len(links["bytes"]) != len(links["us"]):
         raise BenchError(f"{path}: all_reduce must have {', '.join(LINKS)}, and as many us as bytes")
     engine = data.get("engine")
-    if not isinstance(engine, dict) or set(engine) != set(ENGINE) or not set(engine["requests_first"]) <= set(engine["revisions"]):
-        raise BenchError(f"{path}: engine must have {', '.join(ENGINE)}, and requests_first may list only revisions of the engine")
+    if not isinstance(engine, dict) or set(engine) != set(ENGINE):
+        raise BenchError(f"{path}: engine must have {', '.join(ENGINE)}")
+    for name in LACKING:
+        if not set(engine[name]) <= set(engine["revisions"]):
+            raise BenchError(f"{path}: engine.{name} may list only revisions of the engine")
     return data

@@ -4,11 +4,12 @@ Each op takes the time its bytes need at the bandwidth its kind reaches, or its 
 limits are felt: a GEMM of 256 rows is slower than either alone says), and a fixed time a kernel, in which the chip fills and drains. All
 constants are in `step_models/<gpu>.toml` (`step_constants.py`), each with what it follows. They start from single kernels and are fitted to
 whole runs (`fit.py`). Which kernels a step has is a rule here and not read from the plan's launches, which a plan compiled for counting
-lacks; a test holds the two together. Constants of an earlier engine come with the rules of that engine.
+lacks; a test holds the two together. Constants of an earlier engine come with the rules of that engine, and a recorded run of a revision
+that lacked something of today's is predicted without it (`StepConstants`).
 
 Two things make a step less than its kernels in turn, both on Hopper alone. Kernels of ours begin before those before them end (PDL), which
 hides most of the fixed time; cuBLASLt's, which take GEMMs of more tokens, begin when all before has ended. And decode attention runs
-concurrently with whole prompts (`lowering/attention.py` says when): the shorter of the two then costs a third of its time.
+concurrently with whole prompts (`lowering/attention.py` says when): the shorter of the two then costs part of its time.
 
 An op in which ranks exchange rows takes what was measured of such reductions (`link_curve.py`): on this machine where its links were
 (`trtllm-bench ceilings`), else between two H200. The wait for the slowest rank, which comes on top, is from whole steps. All ranks of a
@@ -31,7 +32,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_bench.roofline.hardware import LINK_ROW_ELEMENTS, Hardware
 from trtllm_engines.compiler.plan import Op, ParallelLayout, Plan
-from trtllm_engines.compiler.planning.select_tactics import norms_in_products, rotations_in_attention
+from trtllm_engines.compiler.planning.select_tactics import equal_shares_in_attention, norms_in_products, rotations_in_attention
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 from trtllm_kernels.dialect.dtypes import bytes_of, num_elements
@@ -47,6 +48,8 @@ from trtllm_kernels.lowering.skinny_gemm_cuda import CUDA_ROWS
 
 CUDA_HEADS = (64, 128)
 """Heads whose prompts have attention in CUDA C++ (`lowering/prefill.py`)."""
+PROMPT_TILE = 128
+"""Queries of a tile of attention of prompts."""
 CONCURRENT_TOKENS = 32
 """Prompt tokens a decode sequence up to which decode attention and prompts run concurrently (`lowering/attention.py`)."""
 CONCURRENT_HEAD = (64, 128)
@@ -102,10 +105,12 @@ class StepModel:
         self._prompts_in_fp8 = plan.quant.context_attention != WIDE
         self._today = self._hopper and not self.constants.earlier
         lowered = plan.ops, self.counter.specs, hardware.arch, hardware.name, plan.outputs
-        self._normed_to = norms_in_products(*lowered) if self._today else {}
+        self._normed_to = norms_in_products(*lowered) if self._today and not self.constants.norms_apart else {}
         """Norms that products take themselves in steps of up to so many tokens, by name."""
         self._rotated_to = rotations_in_attention(*lowered) if self._today else {}
         """How many of a step's first tokens decode attention rotates and writes to the cache itself, by the op before it."""
+        self._even_at = equal_shares_in_attention(*lowered[:-1]) if self._today and not self.constants.keys_by_tiles else {}
+        """1 in steps in which decode attention has equal shares, by the name of the attention."""
         self._links = _links_of(hardware) or self.constants.all_reduce
         self.hosts = hosts_of(plan.parallel, hardware, self._links)
         self._limit_w = hardware.power_w * self.constants.power["held"] if self._hopper else 0.0
@@ -147,8 +152,19 @@ class StepModel:
         """Of some of a step's kernels. Attention of a step that has both phases decodes where it reads more than it computes."""
         programs = shape.num_decodes * self.counter.plan.kv_heads
         split = 2 * programs <= UNSPLIT_PROGRAMS * self.constants.concurrent["sms"]
-        each = (Kernel(cost, count, self._kind(cost), _decodes(cost, shape), self._codes(cost)) for cost, count in kernels)
-        return KernelWork.of(each, self.hardware, split)
+        return KernelWork.of((self._kernel(cost, count, shape) for cost, count in kernels), self.hardware, split)
+
+    def _kernel(self, cost: OpCost, count: float, shape: StepShape) -> Kernel:
+        decodes = _decodes(cost, shape)
+        even = decodes and self._even(cost, shape)
+        pairs = tiles = 0
+        if cost.kind == "attention" and self._today:
+            pairs = shape.num_decodes * self.counter.plan.kv_heads if decodes else 0
+            tiles = 0 if decodes else cost.rows
+        return Kernel(cost, count, self._kind(cost), decodes, even, self._codes(cost), pairs, tiles)
+
+    def _even(self, cost: OpCost, shape: StepShape) -> bool:
+        return evaluate(self._even_at.get(cost.name, 0), shape.symbols) > 0
 
     def op_us(self, cost: OpCost) -> tuple[float, float, float]:
         """(memory, compute, fixed) microseconds of one kernel, at the boost clock but for its arithmetic, which is at the rate measured."""
@@ -217,7 +233,7 @@ class StepModel:
                 yield cost, count
                 continue
             kinds = (shape.decodes, shape.whole_prompts, shape.continued)
-            decode, whole, continued = (self.counter.op(cost.name, some) if some.sequences else None for some in kinds)
+            decode, whole, continued = (self._attention(cost, some) if some.sequences else None for some in kinds)
             if whole is not None and self._in_triton(shape):
                 whole = replace(whole, flop=whole.flop * self.constants.prefill_time["uncached_triton"])
             if whole is not None and self._prompts_in_fp8:
@@ -234,6 +250,11 @@ class StepModel:
                 cache = "cached_fp8" if self.counter.plan.kv_dtype == "fp8" else "cached_bf16"
                 time = self.constants.prefill_time[f"{cache}_triton" if self._without_cuda() else cache]
                 yield replace(continued, flop=continued.flop * time), count
+
+    def _attention(self, cost: OpCost, part: StepShape) -> OpCost:
+        """Of a part of a step; for prompts `rows` are the tiles of their queries, of all heads."""
+        tiles = 0 if part.num_decodes else int((-(-part.query_lens // PROMPT_TILE)).sum()) * self.counter.plan.config.num_heads
+        return replace(self.counter.op(cost.name, part), rows=tiles // self.counter.plan.parallel.tp)
 
     def _in_fp8(self, cost: OpCost, time: str) -> OpCost:
         """Attention of prompts in fp8, as 16-bit FLOP that take the same time: exponentials and the softmax bind it more than products do.

@@ -30,6 +30,7 @@ from trtllm_kernels.lowering.decode_cuda import (
     few_in_cuda,
     launch_decode_cuda,
     rotated_tokens,
+    shares_evenly,
 )
 from trtllm_kernels.lowering.prefill import (
     CONTEXT_HEAD_DIMS,
@@ -133,6 +134,12 @@ def rotated_by_attention(call: OpCall) -> Dim:
     """How many of a step's first tokens, all decoding, attention can rotate and write to the cache itself."""
     tuned = _tuned(call)
     return rotated_tokens(call, tuned, _alone(_concurrent(call, tuned)))
+
+
+def decodes_in_equal_shares(call: OpCall) -> Dim:
+    """1 in steps whose decode attention gives each SM an equal share of keys and values, else 0."""
+    tuned = _tuned(call)
+    return shares_evenly(call, tuned, _alone(_concurrent(call, tuned)))
 
 
 def _tuned(call: OpCall) -> dict[str, int]:

@@ -170,6 +170,12 @@ def rotated_tokens(call: OpCall, tuned: Mapping[str, int], alone: str) -> Dim:
     return product("D", f"max(0, min(1, {to + 1} - D))", alone) if to and tuned[DECODE_ROTATES] else 0
 
 
+def shares_evenly(call: OpCall, tuned: Mapping[str, int], alone: str) -> Dim:
+    """1 in steps whose SMs have equal shares of keys and values, else 0. The arguments are those of `launch_decode_cuda`."""
+    even = _even(call, tuned)
+    return product(even, alone) if even else 0
+
+
 def decoded_to(tuned: Mapping[str, int]) -> int:
     """Most sequences that decode by these kernels."""
     return max(tuned[DECODE_CUDA_TO], tuned[DECODE_MANY_TO])

@@ -17,6 +17,7 @@ from trtllm_engines.compiler.plan import Op
 from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.types import Dim, TensorSpec
 from trtllm_kernels.lowering import LOWERINGS, describe, norm_in_product, normed_to, rotate_in_attention, rotated_to
+from trtllm_kernels.lowering.attention import decodes_in_equal_shares
 from trtllm_kernels.lowering.call import OpCall
 from trtllm_kernels.tactics import Tactic, key
 
@@ -58,6 +59,20 @@ def rotations_in_attention(
     """Names of the ops that rotate and write the cache, and for how many of a step's first tokens the attention behind each does so. The
     arguments are those of `select_tactics`."""
     return _of_pairs(rotated_to, _rotations(ops, outputs), ops, specs, arch, gpu)
+
+
+def equal_shares_in_attention(ops: Sequence[Op], specs: Mapping[str, TensorSpec], arch: str, gpu: str = "") -> dict[str, Dim]:
+    """Names of the ops that attend, with 1 for steps whose SMs have equal shares of decode attention and 0 for others, where there may be
+    such. The arguments are those of `select_tactics`."""
+    known: dict[str, Dim] = {}
+    answers: dict[str, Dim] = {}
+    for op in ops:
+        if Trait.READS_CACHE in OP_SPECS[op.op].traits:
+            shape = _key(op, specs)
+            if shape not in known:
+                known[shape] = decodes_in_equal_shares(_describe(op, specs, arch, gpu, None))
+            answers[op.name] = known[shape]
+    return {name: answer for name, answer in answers.items() if answer}
 
 
 def _of_pairs(
