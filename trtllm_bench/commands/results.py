@@ -359,16 +359,11 @@ def import_results(
       trtllm-bench results import runs/vllm result.json
       trtllm-bench results import runs/nv report.json --set precision=fp8
     """
+    from trtllm_bench.spec.named_values import named_values
     from trtllm_results import importers
-    from trtllm_results.errors import ResultsError
     from trtllm_results.store.table import Store, extend
 
-    overrides = {}
-    for text in settings or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ResultsError(f"--set {text}: write FIELD=VALUE")
-        overrides[name] = value
+    overrides = named_values("--set", settings, "FIELD=VALUE")
     imported = [(path, importers.read(path, tool, overrides, lambda other: typer.echo(f"note: {other}", err=True))) for path in files]
     target = Store(store)
     for path, rows in imported:
