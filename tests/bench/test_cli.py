@@ -215,7 +215,7 @@ def test_a_second_sweep_into_the_same_folder_is_refused_without_resume(capsys: p
 def test_sweep_output_fits_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    grid = ["--batch-size", "1,512", "--isl", "128,2048", "--osl", 8, "--num-requests", 4, "--repeats", 2]
+    grid = ["--batch-size", "1,16", "--isl", "128,2048", "--osl", 8, "--num-requests", 16, "--repeats", 2]
     code, out, _ = run(capsys, "sweep", "--target", "null", *grid, "--out", "o")
     assert code == 0
     assert "\x1b" not in out
