@@ -58,6 +58,13 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["inspect", "y" * 300], "File name too long"),
         (["throughput", "--target", "http://[::1"], "'http://[::1' is not a server address"),
         (["throughput", "--target", "http://h:99999"], "'http://h:99999' is not a server address"),
+        (["results", "import", "a", "b.json", "--set", "tp=1", "--set", "tp=2"], "--set tp is given twice, as 1 and 2; give it once"),
+        (["results", "import", "a", "b.json", "--set", "tp"], "--set tp: write FIELD=VALUE"),
+        (
+            ["gate", "check", "a", "--baseline", "b", "--margin", "mfu=1%", "--margin", "mfu=2%"],
+            "--margin mfu is given twice, as 1% and 2%",
+        ),
+        (["throughput", "--target", "null", "--arrivals", "gamma:5,rate=6"], "rate is given twice; give it once"),
     ],
 )
 def test_usage_mistakes_end_in_3_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
@@ -208,7 +215,7 @@ def test_a_second_sweep_into_the_same_folder_is_refused_without_resume(capsys: p
 def test_sweep_output_fits_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    grid = ["--batch-size", "1,512", "--isl", "128,2048", "--osl", 8, "--num-requests", 4, "--repeats", 2]
+    grid = ["--batch-size", "1,16", "--isl", "128,2048", "--osl", 8, "--num-requests", 16, "--repeats", 2]
     code, out, _ = run(capsys, "sweep", "--target", "null", *grid, "--out", "o")
     assert code == 0
     assert "\x1b" not in out

@@ -15,7 +15,7 @@ from trtllm_bench.targets.scripted import Script, VirtualTarget
 from trtllm_results.metrics.requests import FloatArray
 from trtllm_workloads.arrivals import Poisson
 from trtllm_workloads.lengths import Correlated, Fixed, Uniform
-from trtllm_workloads.synthetic import synthetic
+from trtllm_workloads.synthetic import fixed, synthetic
 
 LENGTHS = Correlated(Fixed(8), Fixed(28))
 
@@ -170,3 +170,14 @@ def test_a_closed_loop_too_short_to_be_steady_says_so() -> None:
 
     assert warned(20)
     assert not warned(80)
+
+
+def test_a_concurrency_that_was_never_reached_is_told() -> None:
+    def warnings(n: int, drive: Drive, open_loop: bool = False) -> tuple[str, ...]:
+        clock = FakeClock()
+        result = run_load(fixed(n, 8, 4).requests(), VirtualTarget(clock, Script(ttft_s=0.2, itl_s=0.02)), drive, clock)
+        return validity.verdict(result, open_loop=open_loop).warnings
+
+    assert warnings(4, Drive(8)) == ("a concurrency of 8 was never reached: there were 4 requests; give more",)
+    assert warnings(8, Drive(8)) == warnings(4, Drive(0)) == ()
+    assert not any("never reached" in one for one in warnings(4, Drive(8, open_loop=True), open_loop=True))

@@ -74,6 +74,14 @@ def test_one_token_takes_what_single_kernels_measured(precision: str, us: tuple[
         assert model._us(costs[name]) == pytest.approx(measured_us, rel=0.25), name
 
 
+def test_on_a_cpu_packed_weights_are_widened_and_then_multiplied() -> None:
+    plan = compile_model(ONE_LAYER, "int4", Profile(8, 64, 384), weights_source={"kind": "dummy", "seed": 0}).plan
+    model = StepModel(plan, replace(published("h200"), arch="", name="a CPU"))
+    kernels = [cost.kind for cost, _ in model.kernels(StepShape.decode(1, 256)) if cost.name.endswith("down_proj")]
+    assert kernels == ["rows", "gemm"]
+    assert model.step(StepShape.decode(1, 256)).total_us > 0
+
+
 def test_a_weight_is_decoded_once_for_each_tile_of_tokens() -> None:
     model = StepModel(plan_of("nvfp4_wo"), published("h200"))
     (one, many) = (model._codes(products(model.counter.plan, tokens)["down_proj"]) for tokens in (256, 257))

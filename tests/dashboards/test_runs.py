@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.runs import BINS, REQUESTS, run_of
 from trtllm_dashboards.points import points
 from trtllm_results.record.row import Row
@@ -41,7 +42,7 @@ def test_a_run_is_thinned_but_its_sums_stay(tmp_path: Path, sweep_rows: list[Row
     }
     store.record(sweep_rows[0], {"requests": requests, "samples": samples, "steps": steps})
     (point,) = points(store.rows())
-    found = run_of(point, [store])
+    found = run_of(point, [store], [])
     assert found is not None
     assert found["phases"] == {"decode steps": 3, "prefill steps": 2, "mixed steps": 2, "no step in flight": 1}
     assert (found["requests"]["of"], len(found["requests"]["bars"])) == (180, REQUESTS)
@@ -55,4 +56,17 @@ def test_a_run_is_thinned_but_its_sums_stay(tmp_path: Path, sweep_rows: list[Row
 def test_a_row_without_side_tables_has_nothing_within(tmp_path: Path, sweep_rows: list[Row]) -> None:
     store = Store(tmp_path)
     store.append(sweep_rows[0])
-    assert run_of(points(store.rows())[0], [store]) is None
+    assert run_of(points(store.rows())[0], [store], []) is None
+
+
+def test_a_damaged_side_table_costs_what_it_held_and_no_more(tmp_path: Path, sweep_rows: list[Row]) -> None:
+    store, start = Store(tmp_path), np.arange(3.0)
+    requests = {"intended_s": start, "first_token_s": start + 0.1, "end_s": start + 0.2, "ok": np.ones(3, bool)}
+    steps = {"launched_s": start, "done_s": start + 0.5, "decode_tokens": np.ones(3), "context_tokens": np.zeros(3)}
+    store.record(sweep_rows[0], {"requests": requests, "steps": steps})
+    (path,) = (tmp_path / "steps").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    content = build({"": store.rows()}, "t", [store])
+    assert content["within"][0]["requests"]["of"] == 3
+    assert "phases" not in content["within"][0]
+    assert content["notes"][-1] == f"Left out: {path} is not a readable Parquet file (damaged or not Parquet)."

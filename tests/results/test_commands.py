@@ -100,6 +100,31 @@ def test_definitions_of_other_tools_from_the_stored_requests(capsys: pytest.Capt
     assert run(capsys, "results", "show", store(tmp_path / "bare"), Store(tmp_path / "bare").rows()[0].key, "--definitions", "vllm")[0] == 3
 
 
+def test_a_folder_of_stores_is_told_under_other_definitions_and_cleaned(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    row = Row(Cell("tiny-llama", "fp32", 1, 8, 3), H100, figures={"output_tokens_per_s": 1.0})
+    one, two = np.zeros(1), np.full(1, 2)
+    log = RequestLog(one, one + 0.5, one + 1.0, one + 3.0, two, two + 1, np.ones(1, bool))
+    Store(tmp_path / "b").record(row, {"requests": log.side_columns()})
+    store(tmp_path / "a")
+    assert "TTFT p50" in run(capsys, "results", "show", tmp_path, row.key, "--definitions", "vllm")[1]
+    left = tmp_path / "b" / "requests" / f"{'0' * 16}-r0-{'0' * 8}.parquet"
+    left.write_bytes(next((tmp_path / "b" / "requests").iterdir()).read_bytes())
+    assert run(capsys, "results", "clean", tmp_path)[1].startswith(f"removed {left}\n1 files")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_stores_that_lie_deeper_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = store(tmp_path / "h100" / "a")
+    store(tmp_path / "h100" / "b")
+    code, _, error = run(capsys, "results", "ls", tmp_path)
+    assert code == 3
+    assert f"{tmp_path} holds no results.parquet, so it is not a result store; stores lie deeper in it, such as {first}" in error
+    store(tmp_path / "predicted")
+    listed = " ".join(run(capsys, "results", "ls", tmp_path)[1].split())
+    assert f"not read: 2 stores that lie deeper, such as {first}; name the folder above them" in listed
+    assert "not read" not in run(capsys, "results", "ls", tmp_path / "h100")[1]
+
+
 def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     a, b = store(tmp_path / "a"), store(tmp_path / "b", 0.95)
     code, out, _ = run(capsys, "compare", a, b)

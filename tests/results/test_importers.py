@@ -525,6 +525,23 @@ def test_guidellms_runs_that_differ_in_a_setting_are_two_cells(part: str, change
     assert "secret" not in json.dumps(rows[1].to_flat(), default=str)
 
 
+def test_what_vllms_client_held_back_is_told(tmp_path: Path) -> None:
+    (row,) = imported(tmp_path, result_of_vllm(max_concurrency=8, mean_client_queue_time_ms=120.5))
+    assert row.warnings == ("latencies count from sending: 120.5 ms (mean) that requests waited for --max-concurrency are left out",)
+    assert row.extra["client_queue_mean_ms"] == 120.5
+    for without in ({"mean_client_queue_time_ms": 0.0}, {"mean_client_queue_time_ms": 120.5, "request_rate": "inf"}):
+        assert imported(tmp_path, result_of_vllm(max_concurrency=8, **without))[0].warnings == ()
+
+
+def test_what_was_in_flight_when_guidellms_time_was_up_did_not_fail(tmp_path: Path) -> None:
+    content = json.loads((DATA / "guidellm-0.4.0.json").read_text())
+    content["benchmarks"] = content["benchmarks"][:1]
+    content["benchmarks"][0]["metrics"]["request_totals"] |= {"incomplete": 3, "total": 15}
+    (row,) = imported(tmp_path, content)
+    assert (row.figures["completed_requests"], row.figures["failed_requests"], row.cell.num_requests) == (12, 0, 15)
+    assert (row.status, row.warnings, row.extra["unfinished_requests"]) == ("ok", (), 3)
+
+
 def test_guidellms_table_says_what_its_report_says() -> None:
     for table, report in zip(importers.read(DATA / "guidellm-0.4.0.csv"), importers.read(DATA / "guidellm-0.4.0.json"), strict=True):
         assert table.key == report.key

@@ -100,6 +100,12 @@ def test_lengths_drawn_from_a_trace_keep_its_pairs(tmp_path: Path) -> None:
     assert workload.arrival_s[-1] == 149.5
 
 
+def test_a_table_may_be_written_as_its_flag_is(tmp_path: Path) -> None:
+    tables = open_workload(written(tmp_path, GOOD + 'arrivals = { kind = "gamma", rate = 5, burstiness = 0.5 }'))
+    flags = 'requests = 20\ninput = 8\noutput = "uniform:2,high=4"\narrivals = "gamma:5,0.5"'
+    assert open_workload(written(tmp_path, flags)).content_hash == tables.content_hash
+
+
 def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
     sample = data_folder("samples") / "sharegpt_lengths_500.csv"
     table = f'kind = "empirical", trace = "{sample}", column = "output"'
@@ -118,6 +124,13 @@ def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
         (GOOD.replace('kind = "fixed", tokens = 8', 'kind = "empirical"'), "empirical lengths take trace, column"),
         ('requests = 3\ninput = { kind = "fixed", tokens = 8 }', "one is missing"),
         (GOOD + "requests_per_s = 4", "requests_per_s is not a setting"),
+        (
+            GOOD.replace("tokens = 8", "value = 8"),
+            r"input\.value is not a setting of a workload; known there are kind, trace, column, tokens",
+        ),
+        (GOOD + "slo = { rate = 5 }", r"slo\.rate is not a setting of a workload; known there are ttft_ms, tpot_ms, e2e_ms$"),
+        (GOOD + 'arrivals = "gama:5"', r"arrivals: 'gama' is no arrival process; there are at-once"),
+        (GOOD + 'conversations = { turns = "uniform:1" }', r"conversations\.turns: 'uniform:1': uniform needs high"),
         (GOOD.replace("tokens = 8", "mean = 8"), "fixed lengths take tokens; given: mean"),
         (GOOD.replace("low = 2", "low = 0"), "at least 1"),
         (GOOD + 'arrivals = { kind = "poisson" }', "poisson arrivals take rate"),

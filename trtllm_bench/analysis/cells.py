@@ -25,7 +25,7 @@ from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 from trtllm_results.store.selection import keep, path_and_filters
-from trtllm_results.store.table import Store, read_rows, stores_below
+from trtllm_results.store.table import Store, read_rows, store_of
 
 SHOWN = 6
 
@@ -63,17 +63,9 @@ def find_cell(text: str) -> MeasuredCell:
         raise BenchError(f"{text} names {len(keys)} cells; choose one with {path}@KEY or {path}@batch=64,precision=fp8: {names}{more}")
     row = rows[-1]
     profiled = next((one for one in reversed(rows) if one.extra.get("profile")), None)
-    home = None if profiled is None else _store_of(profiled, Path(path))
+    home = None if profiled is None else store_of(profiled, Path(path))
     folder = None if profiled is None or home is None else home.path / str(profiled.extra["profile"])
-    return MeasuredCell(row, _store_of(row, Path(path)), folder if folder is not None and folder.is_dir() else None, len(rows))
-
-
-def _store_of(row: Row, path: Path) -> Store | None:
-    """The store at `path`, or directly below it, that holds a row; None where `path` is a table file or an address."""
-    if not path.is_dir():
-        return None
-    stores = [Store(one, create=False) for one in stores_below(path) or [path]]
-    return stores[0] if len(stores) == 1 else next(one for one in stores if any(held.row_id == row.row_id for held in one.rows()))
+    return MeasuredCell(row, store_of(row, Path(path)), folder if folder is not None and folder.is_dir() else None, len(rows))
 
 
 def _names(rows: Iterable[Row]) -> list[str]:

@@ -273,10 +273,13 @@ class StepModel:
         return Codes(form, times * num_elements(weight), times * num_elements(scales) if scales is not None else 0.0)
 
     def _reads_codes(self, cost: OpCost, operands: Mapping[str, TensorSpec]) -> bool:
-        """Whether a GEMM multiplies a packed weight as it is: before Hopper only of few tokens (`lowering/packed_triton.py`)."""
+        """Whether a GEMM multiplies a packed weight as it is: before Hopper only of few tokens (`lowering/packed_triton.py`), on a CPU
+        none, whose reference widens it."""
         weight, scales = operands["weight"], operands.get("group_scale")
         if not _packed(operands) or self._hopper:
             return _packed(operands)
+        if not self.hardware.arch:
+            return False
         group = int(weight.shape[1]) // int(scales.shape[0]) if scales is not None else 0
         return cost.rows <= MMA_PADDED[-1] and mma_takes(operands["x"].dtype, weight.dtype, group, capability(self.hardware.arch))
 

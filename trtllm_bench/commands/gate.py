@@ -243,16 +243,12 @@ def _settings(
     """The configuration file with the flags laid over it; `--blocks` alone raises the cap with it."""
     from dataclasses import replace
 
-    from trtllm_results.errors import ResultsError
+    from trtllm_bench.spec.named_values import named_values
     from trtllm_results.gate.config import load_config, parse_margin
 
     settings = load_config(config)
-    given = {}
-    for text in margins or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ResultsError(f"--margin {text}: write FIGURE=LOSS, such as output_tokens_per_s=2%")
-        given[name] = parse_margin(value)
+    losses = named_values("--margin", margins, "FIGURE=LOSS, such as output_tokens_per_s=2%")
+    given = {name: parse_margin(loss) for name, loss in losses.items()}
     blocks = settings.blocks if blocks is None else blocks
     return replace(
         settings,

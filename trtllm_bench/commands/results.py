@@ -45,6 +45,7 @@ def ls(
     from trtllm_results.cost import ADDED, Price, check_priced, places, priced, short, short_unit
     from trtllm_results.metrics.registry import METRICS, common_words, title
     from trtllm_results.store import selection
+    from trtllm_results.store.table import stores_deeper
 
     price = Price.parse(gpu_price) if gpu_price else None
     check_priced(figure or [], price)
@@ -86,6 +87,9 @@ def ls(
         sentence(console, text, "yellow")
     for note in price.notes(all_rows) if price else []:
         typer.echo(note)
+    for folder in (Path(spec) for spec in store if Path(spec).is_dir()):
+        if deeper := stores_deeper(folder):
+            sentence(console, f"not read: {len(deeper)} stores that lie deeper, such as {deeper[0]}; name the folder above them")
 
 
 @app.command("show")
@@ -180,11 +184,12 @@ def _by_definitions(store: Path, rows: list[Row], named_tool: str) -> None:
     from trtllm_results.metrics.definitions import DEFINITIONS, figures
     from trtllm_results.metrics.registry import METRICS
     from trtllm_results.metrics.requests import RequestLog
-    from trtllm_results.store.table import Store
+    from trtllm_results.store.table import store_of
 
     tools = list(DEFINITIONS) if named_tool == "all" else ["trtllm-bench", named_tool]
     for row in rows:
-        table = Store(store, create=False).read_side("requests", row)
+        home = store_of(row, store)
+        table = home.read_side("requests", row) if home is not None else None
         if table is None:
             raise ResultsError(f"{row.label} has no stored requests, so it cannot be told under other definitions")
         log = RequestLog.from_side(table, gpus=row.cell.gpus)
@@ -317,16 +322,17 @@ def merge(
 
 
 @app.command("clean")
-def clean(store: Annotated[Path, typer.Argument(help="Store folder.")]) -> None:
+def clean(store: Annotated[Path, typer.Argument(help="Store folder, or a folder of them.")]) -> None:
     """Remove what killed runs left: temporary files, and per-request tables without a row.
 
     Examples:
       trtllm-bench results clean runs/a
       trtllm-bench results clean ~/measurements/h200
     """
-    from trtllm_results.store.table import Store
+    from trtllm_results.store.table import Store, stores_below
 
-    removed = Store(store, create=store.is_dir()).clean()
+    stores = stores_below(store) if store.is_dir() else []
+    removed = [one for each in stores or [store] for one in Store(each, create=store.is_dir()).clean()]
     for path, _ in removed:
         typer.echo(f"removed {path}")
     typer.echo(f"{len(removed)} files, {sum(size for _, size in removed) / 2**20:,.1f} MiB freed" if removed else "nothing to remove")
@@ -359,16 +365,11 @@ def import_results(
       trtllm-bench results import runs/vllm result.json
       trtllm-bench results import runs/nv report.json --set precision=fp8
     """
+    from trtllm_bench.spec.named_values import named_values
     from trtllm_results import importers
-    from trtllm_results.errors import ResultsError
     from trtllm_results.store.table import Store, extend
 
-    overrides = {}
-    for text in settings or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ResultsError(f"--set {text}: write FIELD=VALUE")
-        overrides[name] = value
+    overrides = named_values("--set", settings, "FIELD=VALUE")
     imported = [(path, importers.read(path, tool, overrides, lambda other: typer.echo(f"note: {other}", err=True))) for path in files]
     target = Store(store)
     for path, rows in imported:

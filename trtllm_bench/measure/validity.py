@@ -74,6 +74,8 @@ def verdict(result: LoadResult, open_loop: bool, max_lag_ms: float = MAX_LAG_MS,
     if not open_loop and result.concurrency and len(log) >= 20 and (window is None or window.share < SHORT_STEADY):
         share = 0.0 if window is None else window.share
         warnings.append(f"only {share:.0%} of the run was steady; give more requests to a concurrency of {result.concurrency}")
+    if not open_loop and len(result.log) < result.concurrency:
+        warnings.append(f"a concurrency of {result.concurrency} was never reached: there were {len(result.log)} requests; give more")
     standstill = _standstill(result, open_loop, max_lag_ms)
     void = _void(result, open_loop, max_lag_ms)
     if standstill is not None and standstill.voids and not void:

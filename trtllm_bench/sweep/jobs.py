@@ -12,6 +12,7 @@ from typing import Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import MeasurementSpec, safe_target
+from trtllm_bench.spec.named_values import named_values
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
@@ -66,12 +67,8 @@ class Cluster:
             for flag in (flag for flag, value in given.items() if value):
                 raise BenchError(f"{flag} is of jobs on a cluster; add --cluster {SLURM} or {LOCAL}")
             return None
-        read: dict[str, Any] = {}
-        for text in options or ():
-            name, equals, value = text.partition("=")
-            if not equals or not name:
-                raise BenchError(f"--cluster-option {text}: write NAME=VALUE, such as qos=high")
-            read[name.replace("-", "_")] = int(value) if value.isdecimal() else value
+        given_options = named_values("--cluster-option", options, "NAME=VALUE, such as qos=high")
+        read = {name.replace("-", "_"): int(value) if value.isdecimal() else value for name, value in given_options.items()}
         return cls(kind, partition, account, gpus_per_node, timeout_min or TIMEOUT_MIN, read)
 
     @property

@@ -26,6 +26,8 @@ def build(text: str, kinds: Mapping[str, type], what: str) -> Any:
             name, number = (places[place] if place < len(places) else ""), name
         if name not in fields:
             raise WorkloadError(f"'{text}': {kind} takes {', '.join(places) or 'nothing more'}, not '{item.strip()}'")
+        if name in values:
+            raise WorkloadError(f"'{text}': {name} is given twice; give it once")
         values[name] = _value(text, name, number, str(fields[name].type))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:

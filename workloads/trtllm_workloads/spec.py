@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from trtllm_workloads import arrivals as processes
 from trtllm_workloads import lengths as distributions
@@ -43,6 +44,18 @@ class _Table(BaseModel):
 def _wrong_settings(what: str, cls: type, given: dict[str, Any]) -> WorkloadError:
     names = ", ".join(field.name for field in dataclasses.fields(cls))
     return WorkloadError(f"{what} take {names or 'nothing more'}; given: {', '.join(given) or 'nothing'}")
+
+
+def _from_short_form(parse: Callable[[str], Any], kinds: Mapping[str, type]) -> BeforeValidator:
+    """Reads a table that is written as its flag is, such as `poisson:5` or 128."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            return value
+        made = parse(str(value))
+        return {"kind": next(name for name, cls in kinds.items() if cls is type(made)), **dataclasses.asdict(made)}
+
+    return BeforeValidator(read)
 
 
 class LengthTable(_Table):
@@ -78,6 +91,9 @@ class LengthTable(_Table):
             raise _wrong_settings(f"{self.kind} lengths", cls, given) from None
 
 
+Length = Annotated[LengthTable, _from_short_form(distributions.parse, distributions.KINDS)]
+
+
 class ArrivalTable(_Table):
     kind: Literal["at-once", "constant", "poisson", "gamma", "linear-ramp", "exponential-ramp", "on-off", "rate-series"]
     rate: Number | None = None
@@ -107,7 +123,7 @@ class PrefixTable(_Table):
 
 
 class ConversationTable(_Table):
-    turns: LengthTable
+    turns: Length
     think_mean_s: Annotated[float, Strict(), Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     system_tokens: Annotated[int, Strict(), Field(ge=0, le=distributions.MAX_TOKENS)] = 0
     max_tokens: Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] = 0
@@ -148,11 +164,11 @@ class WorkloadSpec(_Table):
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] = 0
     vocab_size: Annotated[int, Strict(), Field(ge=2, le=2**31 - 1)] = 32_000
     correlation: Annotated[float, Strict(), Field(ge=-1, le=1)] = 0.0
-    input: LengthTable | None = None
-    output: LengthTable | None = None
+    input: Length | None = None
+    output: Length | None = None
     lengths: TraceTable | None = None
     trace: TraceTable | None = None
-    arrivals: ArrivalTable | None = None
+    arrivals: Annotated[ArrivalTable, _from_short_form(processes.parse, processes.KINDS)] | None = None
     prefixes: PrefixTable | None = None
     conversations: ConversationTable | None = None
     lora: LoraTable | None = None
@@ -279,8 +295,20 @@ def read_spec(path: Path) -> WorkloadSpec:
 def _sentence(error: ValidationError) -> str:
     problem = typed.first(error)
     if problem["type"] == "extra_forbidden":
-        known = [name for table in _Table.__subclasses__() for name in table.model_fields]
+        known = list(_table_at(problem["loc"][:-1]).model_fields)
         near = get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "check its spelling"
+        hint = f"did you mean {near[0]}?" if near else f"known there are {', '.join(known)}"
         return f"{typed.location(problem)} is not a setting of a workload; {hint}"
     return typed.sentence(error)
+
+
+def _table_at(place: Sequence[str | int]) -> type[_Table]:
+    """The table at a place such as `input.components.0`."""
+    table: type[_Table] = WorkloadSpec
+    for name in place:
+        if isinstance(name, str):
+            parts = [table.model_fields[name].annotation]
+            while not (isinstance(parts[0], type) and issubclass(parts[0], _Table)):
+                parts = [*get_args(parts[0]), *parts[1:]] if get_args(parts[0]) else parts[1:]
+            table = parts[0]
+    return table

@@ -113,8 +113,8 @@ def explanations(sources: Sources, content: Mapping[str, Any], explain: Explain,
             break
         row = cells[index].rows[-1]
         for store in sources.stores:
-            if store.read_side("steps", row, ["done_s"]) is not None:
-                with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):
+                if store.read_side("steps", row, ["done_s"]) is not None:
                     by_cell[index] = explain(store, row)
     return by_cell
 

@@ -76,6 +76,8 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
     environments, commands = Table(), Table()
     names = [f for f in METRICS if any(f in row.figures for p in measured for row in p.rows)]
     estimates = {name: [p.get(name) if p.rows[0].status == "ok" else None for p in cells] for name in names}
+    damaged: list[str] = []
+    within = _within(cells, estimates.get(HEADLINE, []), stores, damaged)
     return {
         "version": PAYLOAD_VERSION,
         "title": title,
@@ -104,8 +106,8 @@ def build(sets: RowSets, title: str = "", stores: Sequence[Store] = ()) -> dict[
         "published": _published([p for p in cells if id(p) in current], cells),
         "pairs": _pairs(measured, cells),
         "prices": _prices(cells),
-        "within": _within(cells, estimates.get(HEADLINE, []), stores),
-        "notes": _notes(measured),
+        "within": within,
+        "notes": [*_notes(measured), *(f"Left out: {text}." for text in dict.fromkeys(damaged))],
         "paths": {},
         "profiles": [],
         "gates": [],
@@ -199,11 +201,14 @@ def _prices(cells: Sequence[Point]) -> dict[str, Mapping[str, Any]]:
     return {name: {"usd": price.usd_per_gpu_hour, "note": price.text} for name, price in devices.items() if price is not None}
 
 
-def _within(cells: Sequence[Point], rates: Sequence[Estimate | None], stores: Sequence[Store]) -> dict[int, dict[str, Any]]:
+def _within(
+    cells: Sequence[Point], rates: Sequence[Estimate | None], stores: Sequence[Store], damaged: list[str]
+) -> dict[int, dict[str, Any]]:
+    """What went on within the runs of the fastest cells; `damaged` gets a sentence on each side table that cannot be read."""
     if not stores:
         return {}
     order = sorted((i for i, rate in enumerate(rates) if rate is not None), key=lambda i: -rates[i].mean)  # type: ignore[union-attr]
-    return {i: found for i in order[:RUNS_SHOWN] if (found := run_of(cells[i], stores)) is not None}
+    return {i: found for i in order[:RUNS_SHOWN] if (found := run_of(cells[i], stores, damaged)) is not None}
 
 
 def _notes(measured: Sequence[Point]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_dashboards.points import Point
+from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import SideKind, Store
 
@@ -20,12 +21,12 @@ STEPS = ("launched_s", "done_s", "decode_tokens", "context_tokens", "replica")
 Floats = npt.NDArray[np.float64]
 
 
-def run_of(point: Point, stores: Sequence[Store]) -> dict[str, Any] | None:
-    """Telemetry, throughput and requests of one repeat; None where no store has side tables of it."""
+def run_of(point: Point, stores: Sequence[Store], damaged: list[str]) -> dict[str, Any] | None:
+    """Telemetry, throughput and requests of one repeat; None where no store has side tables of it. A side table that cannot be read counts
+    as none; `damaged` gets a sentence on it."""
     for row in reversed(point.rows):
-        requests = _columns(
-            stores, "requests", row, ("intended_s", "scheduled_s", "first_token_s", "end_s", "token_times_s", "warmup", "ok")
-        )
+        names = ("intended_s", "scheduled_s", "first_token_s", "end_s", "token_times_s", "warmup", "ok")
+        requests = _columns(stores, "requests", row, names, damaged)
         if requests is None or "intended_s" not in requests:
             continue
         keep = ~requests["warmup"].astype(bool) if "warmup" in requests else np.ones(len(requests["intended_s"]), bool)
@@ -39,17 +40,21 @@ def run_of(point: Point, stores: Sequence[Store]) -> dict[str, Any] | None:
             continue
         run: dict[str, Any] = {"repeat": row.repeat, "duration_s": _round(end - begin), "requests": _requests(requests, begin)}
         run["rate"] = _rate(requests, begin, end)
-        if (samples := _columns(stores, "samples", row, ("time_s", "device", "power_w", "sm_clock_mhz"))) is not None:
+        if (samples := _columns(stores, "samples", row, ("time_s", "device", "power_w", "sm_clock_mhz"), damaged)) is not None:
             run["telemetry"] = _telemetry(samples, begin, end)
-        if (steps := _columns(stores, "steps", row, STEPS)) is not None:
+        if (steps := _columns(stores, "steps", row, STEPS, damaged)) is not None:
             run["phases"] = _phases(steps)
         return run
     return None
 
 
-def _columns(stores: Sequence[Store], kind: SideKind, row: Row, names: Sequence[str]) -> dict[str, Any] | None:
+def _columns(stores: Sequence[Store], kind: SideKind, row: Row, names: Sequence[str], damaged: list[str]) -> dict[str, Any] | None:
     for store in stores:
-        table = store.read_side(kind, row)
+        try:
+            table = store.read_side(kind, row)
+        except ResultsError as error:
+            damaged.append(str(error))
+            continue
         if table is not None:
             return {name: table.column(name).to_numpy(zero_copy_only=False) for name in names if name in table.column_names}
     return None

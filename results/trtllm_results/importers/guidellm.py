@@ -1,7 +1,8 @@
 """GuideLLM's report, JSON or CSV, of versions 0.2 to 0.8: one row per benchmark (a rate or a concurrency).
 
 Up to 0.3 a benchmark's settings lie in `args`, `worker` and `request_loader`; from 0.4 on they lie in `config`, and the request totals in
-the metrics. The CSV has one header line up to 0.3 and three (group, field, unit or statistic) after it.
+the metrics. What was in flight when a run's time was up is `incomplete` there: it did not fail, and no figure counts it. The CSV has one
+header line up to 0.3 and three (group, field, unit or statistic) after it.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def _row(one: Any, version: str) -> Row:
         "url": without_user(url),
         "time_per_output_token_mean_ms": benchmark.metrics.time_per_output_token_ms.successful.mean,
         "start_time": one.get("start_time_text"),
+        "unfinished_requests": totals.incomplete or None,
     }
     started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
     figures = _figures(benchmark.metrics, totals, benchmark.duration)
@@ -147,7 +149,7 @@ def _figures(metrics: Metrics, totals: Totals, seconds: float | None) -> dict[st
     figures: dict[str, float | None] = {
         "duration_s": seconds,
         "completed_requests": totals.successful,
-        "failed_requests": (totals.errored or 0) + (totals.incomplete or 0),
+        "failed_requests": totals.errored or 0,
         "input_tokens": total_in,
         "output_tokens": total_out,
         "input_length_mean": tokens_in.mean,

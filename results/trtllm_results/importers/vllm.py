@@ -1,7 +1,8 @@
 """vLLM's `vllm bench serve` (and `--append-result`, `sweep`), `throughput` and `latency`, and NVIDIA's and other forks of its serve script.
 
 `serve` writes its settings first, then the results from `duration` on; `sweep` adds the parameters it varied at the end. So whatever is
-neither a result nor the run's name is a setting of the cell, `--metadata` included: two runs that differ in one are two cells.
+neither a result nor the run's name is a setting of the cell, `--metadata` included: two runs that differ in one are two cells. Where
+`--max-concurrency` holds requests of a rate back, their latencies leave the wait out, which a row says where the file tells it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Serve(Foreign):
     burstiness: Measured = None
     max_concurrency: Count = None
     run_number: Count = None
+    client_queue_ms: Measured = Field(None, alias="mean_client_queue_time_ms")
 
 
 class Offline(Foreign):
@@ -189,9 +191,14 @@ def _serve(one: dict[str, Any]) -> Row:
         target_version=str(one.get("version") or ""),
         settings=settings,
     )
-    extra = {"date": result.date, "label": result.label}
+    extra = {"date": result.date, "label": result.label, "client_queue_mean_ms": result.client_queue_ms}
     started = local_time(result.date, "%Y%m%d-%H%M%S")
-    return make(cell, figures, "vllm", one, started_at=started, extra=extra, repeat=result.run_number or 0)
+    warnings = []
+    if result.client_queue_ms is not None and result.request_rate is not None:
+        warnings.append(
+            f"latencies count from sending: {result.client_queue_ms:.4g} ms (mean) that requests waited for --max-concurrency are left out"
+        )
+    return make(cell, figures, "vllm", one, started_at=started, extra=extra, warnings=warnings, repeat=result.run_number or 0)
 
 
 def _target(one: dict[str, Any], backend: str) -> str:

@@ -73,9 +73,9 @@ class Store:
                 f"make a store of its rows: trtllm-bench results merge <new folder> {self.path / _JSON}"
             )
         elif not create and not (self.path / _TABLE).exists():
-            raise ResultsError(
-                f"{self.path} holds no {_TABLE}, so it is not a result store; name a folder written by sweep or results import"
-            )
+            deeper = stores_deeper(self.path)
+            where = f"stores lie deeper in it, such as {deeper[0]}" if deeper else "name a folder written by sweep or results import"
+            raise ResultsError(f"{self.path} holds no {_TABLE}, so it is not a result store; {where}")
 
     @property
     def place(self) -> str:
@@ -286,6 +286,21 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 def stores_below(folder: Path) -> list[Path]:
     """The stores directly in a folder that is not a store itself, such as `results/recorded/h100`."""
     return [] if (folder / _TABLE).exists() else sorted(path.parent for path in folder.glob(f"*/{_TABLE}"))
+
+
+def stores_deeper(folder: Path) -> list[Path]:
+    """The stores two levels below a folder that is not a store itself, in folders that are none either: nothing reads them for it."""
+    if (folder / _TABLE).exists():
+        return []
+    return sorted(path.parent for path in folder.glob(f"*/*/{_TABLE}") if not (path.parent.parent / _TABLE).exists())
+
+
+def store_of(row: Row, source: Path) -> Store | None:
+    """The store at `source`, or directly below it, that holds a row with its side tables; None where `source` is a table or an address."""
+    if not source.is_dir():
+        return None
+    stores = [Store(one, create=False) for one in stores_below(source) or [source]]
+    return stores[0] if len(stores) == 1 else next(one for one in stores if any(held.row_id == row.row_id for held in one.rows()))
 
 
 def _united(places: Iterable[Path]) -> list[Row]:
