@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,10 +150,23 @@ def test_min_tokens_forbids_stop_tokens_until_reached(make_loop: MakeLoop) -> No
     assert len(held.output) >= 6
 
 
+def first_layers(model: Path, layers: int, tmp_path: Path) -> Path:
+    """The model without the layers behind them."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    return folder
+
+
 @pytest.mark.model
 def test_smollm2_requests_in_flight_equal_each_alone(smollm2: Path, tmp_path: Path) -> None:
+    """By its first eight layers."""
     profile = Profile(max_batch_size=8, max_num_tokens=64, max_seq_len=160, page_size=16)
-    engine = load_engine(build(smollm2, "fp32", out=tmp_path / "engine", profile=profile))
+    engine = load_engine(build(first_layers(smollm2, 8, tmp_path), "fp32", out=tmp_path / "engine", profile=profile))
     tensors = engine.tensors("cpu")
     tokenizer = engine.tokenizer
     assert tokenizer is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,9 @@ MODELS: Mapping[str, ModelConfig] = {
 }
 
 
-def compiled(config: ModelConfig, precision: str, tp: int, **options: Any) -> Compiled:
-    return compile_model(config, precision, PROFILE, weights_source=SOURCE, layout=ParallelLayout(tp), **options)
+@cache
+def compiled(config: ModelConfig, precision: str, tp: int) -> Compiled:
+    return compile_model(config, precision, PROFILE, weights_source=SOURCE, layout=ParallelLayout(tp))
 
 
 def tensors_of(model: Compiled, rank: int) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import Lowered
 from trtllm_kernels.launch.driver import BoundProgram
-from trtllm_kernels.lowering.packed_gemm import LARGE_SIZES, LARGE_TILES
+from trtllm_kernels.lowering.packed_large import LARGE_SIZES, LARGE_TILES
 from trtllm_kernels.references import OPS
 
 pytestmark = [

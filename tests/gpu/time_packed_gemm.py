@@ -31,7 +31,9 @@ from trtllm_kernels.dialect.specs import DTYPES, as_stored, spec_of
 from trtllm_kernels.dialect.types import SYMBOLS, Lowered
 from trtllm_kernels.launch.driver import BoundProgram
 from trtllm_kernels.lowering import search_space
-from trtllm_kernels.lowering.packed_gemm import LARGE_SIZES, LARGE_TO, PACKED_TO, PADDED
+from trtllm_kernels.lowering.packed_gemm import PACKED_TO
+from trtllm_kernels.lowering.packed_large import LARGE_SIZES, LARGE_TO
+from trtllm_kernels.lowering.packed_tiles import PADDED
 
 SHAPES = {
     "qkv": ("linear", 6144, 4096),

@@ -80,7 +80,7 @@ def without_cuda(arch: str, op: str, inputs, *_) -> dict[str, int] | None:
 def make_interpreter_fast() -> None:
     """The interpreter puts its functions into `triton.language` at every call of a function in a kernel, by a search of the whole module,
     which takes a third of the time. Here once for each module with kernels, for good: nothing else runs in this process. And it makes a
-    table of all types whenever it looks one up."""
+    table of all types whenever it looks one up, and a type's name and shape anew for each value."""
     patch, patched = interpreter._patch_lang, set()
 
     def patch_once(fn) -> interpreter._LangPatchScope:
@@ -90,8 +90,32 @@ def make_interpreter_fast() -> None:
         return interpreter._LangPatchScope()
 
     interpreter._patch_lang = patch_once
+    make_types_once()
     of_scalar = cache(interpreter._get_np_dtype)
     interpreter._get_np_dtype = lambda kind: np.dtype(np.uint64) if kind.scalar.is_ptr() else of_scalar(kind.scalar)
+
+
+def make_types_once() -> None:
+    """Values of one type share what is known of it."""
+    make_block, known = tl.block_type.__init__, {}
+
+    def block(self, element_ty, shape) -> None:
+        key = (element_ty.name, *(tl.core._unwrap_if_constexpr(size) for size in shape))
+        if key not in known:
+            make_block(self, element_ty, shape)
+            known[key] = self.__dict__
+        self.__dict__ = known[key]
+
+    make_value = tl.tensor.__init__
+
+    def value(self, handle, type) -> None:
+        if (shared := type.__dict__.get("of_values")) is None:
+            make_value(self, handle, type)
+            type.of_values = {name: one for name, one in self.__dict__.items() if name != "handle"}
+        else:
+            self.__dict__ = {"handle": handle, **shared}
+
+    tl.block_type.__init__, tl.tensor.__init__ = block, value
 
 
 def make_interpreter_exact() -> None:

@@ -17,7 +17,7 @@ from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.dialect.types import Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
 from trtllm_kernels.lowering import lower, search_space
-from trtllm_kernels.lowering.packed_gemm import PADDED
+from trtllm_kernels.lowering.packed_tiles import PADDED
 from trtllm_kernels.references import OPS
 
 INT4, NVFP4, W4A8 = SCHEMES[0], SCHEMES[6], SCHEMES[12]

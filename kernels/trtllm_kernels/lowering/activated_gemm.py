@@ -16,7 +16,8 @@ from trtllm_kernels.dialect.types import Dim, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Tma
 from trtllm_kernels.lowering.gemm import beyond, matmul, step_space
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, takes_one_token
-from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_norms_to, packed_space
+from trtllm_kernels.lowering.packed_call import has_packed_weight
+from trtllm_kernels.lowering.packed_gemm import lower_packed, packed_norms_to, packed_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import NO_LIMIT, fills_sms, launch_skinny, skinny_normed_to, skinny_space, skinny_tunables, within

@@ -17,7 +17,8 @@ from trtllm_kernels.dialect.expr import ceil_div, product
 from trtllm_kernels.dialect.types import Arg, Dim, Launch, Lowered
 from trtllm_kernels.lowering.call import I32, Builder, OpCall, Operand
 from trtllm_kernels.lowering.gemv import EVICT_FIRST, gemv_tile, launch_gemv, one_token_space, one_token_step_space, takes_one_token
-from trtllm_kernels.lowering.packed_gemm import has_packed_weight, lower_packed, packed_norms_to, packed_space, packed_step_space
+from trtllm_kernels.lowering.packed_call import has_packed_weight
+from trtllm_kernels.lowering.packed_gemm import lower_packed, packed_norms_to, packed_space, packed_step_space
 from trtllm_kernels.lowering.registry import lowers
 from trtllm_kernels.lowering.row_scaled import row_scaled_gemm, row_scaled_space, takes_row_scaled
 from trtllm_kernels.lowering.skinny_gemm import (
