@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -372,6 +373,18 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text('{"input_ids": [5, 6, 7]}\n{"input_ids": [8, 9]}\n')
     assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
+
+
+def test_windows_beyond_the_models_positions_are_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", replace(LLAMA, max_position_embeddings=16))
+    samples, out = tmp_path / "samples.jsonl", tmp_path / "out"
+    for act in (
+        lambda: quantize(folder, out, dataset=samples),
+        lambda: quantize_integers(folder, out, Recipe("int8_sq"), dataset=samples),
+    ):
+        with pytest.raises(EngineError, match=r"--calib-seq-len 64 is beyond the 16 positions .* ask for at most 16"):
+            act()
+    quantize(folder, out, dataset=samples, length=16)
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.TSV", "d.parquet"])

@@ -56,11 +56,13 @@ class Layerwise:
     """`weights` gives the tensors; `windows` the text. `exact`: streams are not rounded to bf16."""
 
     def __init__(self, config: ModelConfig, weights: WeightSource, windows: Sequence[IntArray], device: str, exact: bool = False) -> None:
-        """Raises `EngineError` for a tensor that the checkpoint lacks, and for one of its that the model does not read."""
+        """Raises `EngineError` for a tensor that the checkpoint lacks, for one of its that the model does not read, and for longer windows
+        than the model was trained for."""
         self.device = torch.device(device)
         self.dtype = "fp32" if self.device.type == "cpu" else "bf16"
         self._stream_dtype = DTYPES[self.dtype] if exact else torch.bfloat16
         longest = max(map(len, windows), default=1)
+        config.check_sequence_length(longest, "--calib-seq-len")
         self.graph: ModelGraph = trace(config, self.dtype, Profile(1, longest, longest))
         check_tensors(weights, self.graph.checkpoint_shapes, config.architecture)
         self._weights, self._windows = weights, windows
