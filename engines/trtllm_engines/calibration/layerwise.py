@@ -7,6 +7,7 @@ of 70 billion parameters), or as they were computed. A layer is computed in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -77,6 +78,12 @@ class Layerwise:
         shapes = self.graph.checkpoint_shapes
         named = [name for name in part.weights if name not in self._constants]
         return {name: self._weights.read(name, shapes[name], dtype, self.device) for name in named}
+
+    def stored_bytes(self, bits: int) -> int:
+        """Of the checkpoint with codes of so many bits, scales not counted; all else is of 16 bits."""
+        quantized = {f"{module}.weight" for part in self.parts for _, module in quantizable(part)}
+        shapes = self.graph.checkpoint_shapes.items()
+        return sum(math.prod(shape) * (bits if name in quantized else 16) for name, shape in shapes) // 8
 
     @torch.inference_mode()
     def run(self, part: Part, tensors: Mapping[str, Tensor], values: Sequence[Node] = (), seen: Seen | None = None) -> list[Tensor]:
