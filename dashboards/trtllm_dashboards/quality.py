@@ -93,8 +93,8 @@ def _meaning(lines: Sequence[QualityLine]) -> str:
     for line in {scored_on(line.row): line for line in reversed(lines)}.values():
         details: Mapping[str, Any] = line.row.extra.get(ACCURACY, {})
         if "text" in details:
-            tokens = line.figures.get("accuracy_tokens", 0.0)
-            parts.append(f"{tokens:,.0f} tokens of {details['text']}, second halves of windows of {details['length']}, as served")
+            scored = f"{line.figures.get('accuracy_tokens', 0.0):,.0f} tokens of {details['text']}"
+            parts.append(f"{scored}, second halves of windows of {details['length']} tokens or fewer, as served")
     if any("perplexity_change" in line.figures for line in lines):
         parts.append("change, KL and top-1 against the widest precision")
     if any("task_accuracy" in line.figures for line in lines):

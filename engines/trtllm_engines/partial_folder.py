@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trtllm_engines.errors import NoSpaceError
+
 _ENDING = ".partial"
 
 
@@ -33,6 +35,17 @@ def partial_folder(out: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_space(what: str, out: Path, needed_bytes: int) -> None:
+    """Raises `NoSpaceError` before work is begun whose result, `what`, has no room at `out`."""
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if needed_bytes > free:
+        raise NoSpaceError(
+            f"no space for {what} at {out}: it needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            f"free some or choose another output folder"
+        )
 
 
 def _remove_abandoned(out: Path) -> None:

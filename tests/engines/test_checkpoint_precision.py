@@ -39,6 +39,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
         (None, {"quant_algo": None}, None),
         (None, None, None),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, None, "fp8"),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, None, "fp8"),
         (compressed(group("tensor", False)), None, "fp8"),
         (compressed(group("channel", True)), None, "fp8_rowwise"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, None, "fp8"),

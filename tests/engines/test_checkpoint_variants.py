@@ -95,6 +95,19 @@ def test_zero_points_of_the_second_version(tmp_path: Path, config: dict[str, Any
     torch.testing.assert_close(values(folder, QUERY, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_zero_point_of_0_is_stored_as_the_largest_code(tmp_path: Path) -> None:
+    """0 less one, in four bits: a group without negative values. AutoGPTQ takes the sum modulo 16."""
+
+    def without_zeros(stored: Tensors) -> None:
+        stored[f"{QUERY}.qzeros"] = torch.full_like(stored[f"{QUERY}.qzeros"], -1)
+
+    folder = changed(tmp_path, "autoround-gptq4-asym", without_zeros)
+    stored = load_file(folder / "model.safetensors")
+    codes = (stored[f"{QUERY}.qweight"].T.contiguous().view(torch.uint8)[..., None] >> torch.tensor([0, 4]) & 15).flatten(1)
+    expected = codes * stored[f"{QUERY}.scales"].float().T.repeat_interleave(32, 1)
+    torch.testing.assert_close(values(folder, QUERY, tuple(expected.shape)), expected, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("order", [False, True], ids=["in order", "act-order"])
 def test_a_last_group_that_is_not_whole(tmp_path: Path, order: bool) -> None:
     """Groups of 96 in rows of 128, as AutoGPTQ has them with columns sorted by importance too: 96 columns in one and 32 in the other."""

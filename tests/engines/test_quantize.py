@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -372,6 +374,34 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text('{"input_ids": [5, 6, 7]}\n{"input_ids": [8, 9]}\n')
     assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
+
+
+def test_a_disk_without_room_is_known_before_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "model", "llama")
+    free = shutil.disk_usage(tmp_path)
+    needed = (folder / "model.safetensors").stat().st_size // 4  # of numbers of 32 bits
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=needed // 2))
+    monkeypatch.setattr(Layerwise, "run", None)
+    for act in (
+        lambda: quantize(folder, tmp_path / "out", dataset=tmp_path / "samples.jsonl"),
+        lambda: quantize_integers(folder, tmp_path / "out", Recipe("int8_sq"), dataset=tmp_path / "samples.jsonl"),
+    ):
+        with pytest.raises(EngineError, match=r"no space for the checkpoint at .*out: it needs"):
+            act()
+    layerwise = Layerwise(read_config(folder), open_weights(folder), [], "cpu")
+    assert needed * 0.9 < layerwise.stored_bytes(8) < 1.5 * needed
+
+
+def test_windows_beyond_the_models_positions_are_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", replace(LLAMA, max_position_embeddings=16))
+    samples, out = tmp_path / "samples.jsonl", tmp_path / "out"
+    for act in (
+        lambda: quantize(folder, out, dataset=samples),
+        lambda: quantize_integers(folder, out, Recipe("int8_sq"), dataset=samples),
+    ):
+        with pytest.raises(EngineError, match=r"--calib-seq-len 64 is beyond the 16 positions .* ask for at most 16"):
+            act()
+    quantize(folder, out, dataset=samples, length=16)
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.TSV", "d.parquet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -451,4 +452,15 @@ def test_an_interrupted_run_leaves_nothing(model: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         quantize_integers(model, tmp_path / "out", Recipe("int8_wo"), progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(EngineError, match=r"cannot write the checkpoint to .*out \(File too large\); choose another output folder"):
+            quantize_integers(model, tmp_path / "out", Recipe("int8_wo"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())

@@ -143,7 +143,7 @@ def quantize_integers(
     layerwise = Layerwise(source.config, open_weights(source.path), windows, device)
     job = _Job(layerwise, layout, method, recipe)
     job.check()
-    with torch.inference_mode(), new_folder(Path(out)) as folder:
+    with torch.inference_mode(), new_folder(Path(out), layerwise.stored_bytes(layout.grid.bits)) as folder:
         writer = ShardWriter(folder)
         for done, part in enumerate(layerwise.parts, start=1):
             stored = job.quantize(part, last=done == len(layerwise.parts))

@@ -7,6 +7,7 @@ of 70 billion parameters), or as they were computed. A layer is computed in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -56,11 +57,13 @@ class Layerwise:
     """`weights` gives the tensors; `windows` the text. `exact`: streams are not rounded to bf16."""
 
     def __init__(self, config: ModelConfig, weights: WeightSource, windows: Sequence[IntArray], device: str, exact: bool = False) -> None:
-        """Raises `EngineError` for a tensor that the checkpoint lacks, and for one of its that the model does not read."""
+        """Raises `EngineError` for a tensor that the checkpoint lacks, for one of its that the model does not read, and for longer windows
+        than the model was trained for."""
         self.device = torch.device(device)
         self.dtype = "fp32" if self.device.type == "cpu" else "bf16"
         self._stream_dtype = DTYPES[self.dtype] if exact else torch.bfloat16
         longest = max(map(len, windows), default=1)
+        config.check_sequence_length(longest, "--calib-seq-len")
         self.graph: ModelGraph = trace(config, self.dtype, Profile(1, longest, longest))
         check_tensors(weights, self.graph.checkpoint_shapes, config.architecture)
         self._weights, self._windows = weights, windows
@@ -75,6 +78,12 @@ class Layerwise:
         shapes = self.graph.checkpoint_shapes
         named = [name for name in part.weights if name not in self._constants]
         return {name: self._weights.read(name, shapes[name], dtype, self.device) for name in named}
+
+    def stored_bytes(self, bits: int) -> int:
+        """Of the checkpoint with codes of so many bits, scales not counted; all else is of 16 bits."""
+        quantized = {f"{module}.weight" for part in self.parts for _, module in quantizable(part)}
+        shapes = self.graph.checkpoint_shapes.items()
+        return sum(math.prod(shape) * (bits if name in quantized else 16) for name, shape in shapes) // 8
 
     @torch.inference_mode()
     def run(self, part: Part, tensors: Mapping[str, Tensor], values: Sequence[Node] = (), seen: Seen | None = None) -> list[Tensor]:

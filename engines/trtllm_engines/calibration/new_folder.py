@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
-from trtllm_engines.partial_folder import partial_folder
+from trtllm_engines.partial_folder import check_space, partial_folder
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """The folder to write into; a link is followed. Raises `EngineError` where `out` is not empty, before and after."""
+def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """The folder to write so many bytes into; a link is followed. Raises `EngineError` where `out` is not empty, before and after, and
+    where the disk has less room."""
     check_new(out)
     place = Path(os.path.realpath(out))
     try:
+        check_space("the checkpoint", place, needed_bytes)
         with partial_folder(place) as folder:
             yield folder
             if place.exists():

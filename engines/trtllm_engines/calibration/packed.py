@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trtllm_engines.calibration.gptq import ActOrder
 from trtllm_engines.calibration.grid import Grid, Rounded
 from trtllm_engines.calibration.new_folder import write_config
 from trtllm_engines.checkpoints.checkpoint import INDEX
+from trtllm_engines.checkpoints.write import write_safetensors
 from trtllm_engines.engine.folder import COPIED
 from trtllm_engines.quantization.registry import HEAD
+from trtllm_kernels.dialect.specs import spec_of
 
 SHARD_BYTES = 2 << 30
 
@@ -129,9 +130,9 @@ class ShardWriter:
             self._waiting_bytes += tensor.nbytes
 
     def _flush(self) -> None:
-        path = self._folder / f"{len(self._places)}.safetensors"
-        save_file(self._waiting, path, metadata={"format": "pt"})
-        path.chmod(0o644)
+        by_width = sorted(self._waiting.items(), key=lambda one: -one[1].element_size())  # so that each begins at a multiple of it
+        specs = {name: spec_of(tensor) for name, tensor in by_width}
+        write_safetensors(self._folder / f"{len(self._places)}.safetensors", specs, self._waiting.__getitem__)
         self._places.append(list(self._waiting))
         self.nbytes += self._waiting_bytes
         self._waiting, self._waiting_bytes = {}, 0

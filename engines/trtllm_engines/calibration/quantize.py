@@ -69,8 +69,8 @@ def quantize(
         raise EngineError(f"{model} is not a Hugging Face folder; quantize needs one, with config.json and weights")
     windows = text.windows(dataset, model_tokenizer(source.path), length=length, count=samples, vocab_size=source.config.vocab_size)
     weights = open_weights(source.path)
-    with torch.inference_mode(), new_folder(out) as folder:
-        layerwise = Layerwise(source.config, weights, windows, device, exact=True)
+    layerwise = Layerwise(source.config, weights, windows, device, exact=True)
+    with torch.inference_mode(), new_folder(out, layerwise.stored_bytes(8)) as folder:
         measured = ranges.measure(layerwise, progress)
         plan = compile_model(source.config, named_plan("bf16"), Profile(1, 1, 1), weights_source=weights.description).plan
         checkpoint = export.Fp8Checkpoint(plan, weights, measured, definition(precision), quantize_cache=kv_dtype == "fp8")

@@ -26,9 +26,10 @@ from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
 from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import write_safetensors
 from trtllm_engines.documents import read_object_if_there
-from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
+from trtllm_engines.errors import EngineError, WriteError
 from trtllm_engines.models.config import RopeConfig, token_id
 from trtllm_engines.models.gguf_file import GgufFile
+from trtllm_engines.partial_folder import check_space
 from trtllm_kernels.dialect.types import TensorSpec
 
 
@@ -68,7 +69,7 @@ def fetch(name: str, out: Path | str) -> Path:
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EngineError(f"{out} exists and does not hold {name}; choose another folder or remove it")
-    _check_disk(name, model.disk_bytes, out)
+    check_space(name, out, model.disk_bytes)
     with tempfile.TemporaryDirectory() as scratch:
         file = _unpack(_download(model, Path(scratch)), model, Path(scratch))
         partial = out.with_name(f".{out.name}.partial")
@@ -85,17 +86,6 @@ def fetch(name: str, out: Path | str) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return out
-
-
-def _check_disk(name: str, needed: int, out: Path) -> None:
-    """Raises `NoSpaceError` before anything is downloaded that there is no room for."""
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise NoSpaceError(
-            f"no space for {name} at {out}: it needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-            f"free some or choose another folder"
-        )
 
 
 def is_fetched(name: str, out: Path) -> bool:

@@ -1,7 +1,7 @@
 """From checkpoint tensors to the plan's weights: made by their recipes and written to a safetensors file one at a time.
 
 The writer is our own because the library's needs every tensor in memory at once: an 8-billion-parameter engine would take its whole size
-twice. The format is eight bytes of header length, a JSON header, and the tensors back to back.
+twice. (And a full disk is a text to it.) The format is eight bytes of header length, a JSON header, and the tensors back to back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from trtllm_kernels.dialect.specs import DTYPES, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 
 Progress = Callable[[int, int], None]
-_SAFETENSORS_NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8": "F8_E4M3", "int8": "I8", "uint8": "U8", "int32": "I32"}
+_SAFETENSORS_NAMES = {
+    "fp32": "F32",
+    "fp16": "F16",
+    "bf16": "BF16",
+    "fp8": "F8_E4M3",
+    "int8": "I8",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
+}
 """Of types that safetensors has; 4-bit codes are bytes to it."""
 
 

@@ -44,7 +44,7 @@ from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, writ
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
-from trtllm_engines.partial_folder import partial_folder
+from trtllm_engines.partial_folder import check_space, partial_folder
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
 from trtllm_engines.quantization.scheme import WIDE
@@ -215,12 +215,7 @@ def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     place = Path(os.path.realpath(out))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(place.parent).free
-        if needed_bytes > free:
-            raise NoSpaceError(
-                f"no space for the engine at {out}: it needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-                f"free some or choose another output folder"
-            )
+        check_space("the engine", place, needed_bytes)
         with partial_folder(place) as folder:
             yield folder
             write_checksums(folder)

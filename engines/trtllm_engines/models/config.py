@@ -98,17 +98,17 @@ class ModelConfig:
         rope["freq_factors"] = tuple(rope["freq_factors"])
         return cls(**{**data, "rope": RopeConfig(**rope), "eos_token_ids": tuple(data["eos_token_ids"])})
 
-    def check_sequence_length(self, max_seq_len: int) -> None:
-        """Raises `EngineError` when sequences of this length would be computed wrongly."""
+    def check_sequence_length(self, max_seq_len: int, name: str = "max_seq_len") -> None:
+        """Raises `EngineError` when sequences of this length, which the user calls `name`, would be computed wrongly."""
         if max_seq_len > self.max_position_embeddings:
             raise EngineError(
-                f"max_seq_len {max_seq_len} is beyond the {self.max_position_embeddings} positions {self.name} was trained for; "
+                f"{name} {max_seq_len} is beyond the {self.max_position_embeddings} positions {self.name} was trained for; "
                 f"ask for at most {self.max_position_embeddings}"
             )
         if self.sliding_window is not None and max_seq_len > self.sliding_window:
             raise EngineError(
                 f"{self.name} attends within a sliding window of {self.sliding_window} tokens, which is only supported while it covers "
-                f"whole sequences; ask for max_seq_len {self.sliding_window} or less"
+                f"whole sequences; ask for {name} {self.sliding_window} or less"
             )
 
 

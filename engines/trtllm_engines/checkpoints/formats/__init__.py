@@ -89,7 +89,8 @@ def _quantization_config(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
     for file, key in _CONFIG_PLACES:
         config = read_object_if_there(folder / file).get(key)
         if isinstance(config, dict) and config:
-            return file, config
+            within = config.get("quantization")  # as in ModelOpt's own file
+            return file, {**config, **within} if isinstance(within, dict) else config
         if config not in (None, {}):
             raise EngineError(f"{folder / file}: {key} is {shown(config)}; it must be an object")
     for file, method, key in _APART:

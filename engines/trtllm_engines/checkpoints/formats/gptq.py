@@ -155,9 +155,9 @@ class Gptq(Format):
             return unsigned + shift if bits < 8 else (unsigned.short() - 128).char()
 
         def zero_codes() -> Tensor:
-            """[N, groups]"""
+            """[N, groups]; 0 is stored as the largest code where zero points are stored less one."""
             stored_less = 1 if config.layout == "gptq" else 0
-            return words_to_codes(self.tensors.tensor(qzeros), bits).T.short() + stored_less
+            return (words_to_codes(self.tensors.tensor(qzeros), bits).T.short() + stored_less) & ((1 << bits) - 1)
 
         return StoredCodes(
             f"{module}.weight",
