@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
-from trtllm_engines.partial_folder import check_space, partial_folder
+from trtllm_engines.partial_folder import check_space, is_empty, move_up, partial_folder
 
 
 @contextmanager
@@ -21,18 +21,20 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     place = Path(os.path.realpath(out))
     try:
         check_space("the checkpoint", place, needed_bytes)
-        with partial_folder(place) as folder:
+        within = place.is_dir()
+        with partial_folder(place, within) as folder:
             yield folder
-            if place.exists():
-                place.rmdir()
-            folder.rename(place)
+            if within:
+                move_up(folder, "config.json")
+            else:
+                folder.rename(place)
     except OSError as error:
         raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
 
 
 def check_new(out: Path) -> None:
     """Raises `EngineError` unless `out` is new or empty."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and is_empty(Path(os.path.realpath(out)))):
         raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
 
 
