@@ -40,10 +40,25 @@ def partial_folder(out: Path, within: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def folder_for(out: Path, last: str) -> Iterator[Path]:
+    """A partial folder that becomes `out`, which is new or empty; a link is followed. In one that is there file `last` comes last. Raises
+    OSError."""
+    place = Path(os.path.realpath(out))
+    within = place.is_dir()
+    with partial_folder(place, within) as folder:
+        yield folder
+        if within:
+            move_up(folder, last)
+        else:
+            folder.rename(place)
+
+
 def is_empty(out: Path) -> bool:
-    """Whether there is nothing in folder `out` but what killed processes left, which is removed."""
-    _remove_abandoned(out, out.name)
-    return not any(out.iterdir())
+    """Whether there is nothing in folder `out` (a link is followed) but what killed processes left, which is removed."""
+    place = Path(os.path.realpath(out))
+    _remove_abandoned(place, place.name)
+    return not any(place.iterdir())
 
 
 def move_up(folder: Path, last: str) -> None:

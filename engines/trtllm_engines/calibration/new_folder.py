@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
-from trtllm_engines.partial_folder import check_space, is_empty, move_up, partial_folder
+from trtllm_engines.partial_folder import check_space, folder_for, is_empty
 
 
 @contextmanager
@@ -18,23 +18,17 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """The folder to write so many bytes into; a link is followed. Raises `EngineError` where `out` is not empty, before and after, and
     where the disk has less room."""
     check_new(out)
-    place = Path(os.path.realpath(out))
     try:
-        check_space("the checkpoint", place, needed_bytes)
-        within = place.is_dir()
-        with partial_folder(place, within) as folder:
+        check_space("the checkpoint", Path(os.path.realpath(out)), needed_bytes)
+        with folder_for(out, "config.json") as folder:
             yield folder
-            if within:
-                move_up(folder, "config.json")
-            else:
-                folder.rename(place)
     except OSError as error:
         raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
 
 
 def check_new(out: Path) -> None:
     """Raises `EngineError` unless `out` is new or empty."""
-    if out.exists() and not (out.is_dir() and is_empty(Path(os.path.realpath(out)))):
+    if out.exists() and not (out.is_dir() and is_empty(out)):
         raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
 
 
