@@ -1,4 +1,5 @@
-"""A folder to write into that becomes another one at the end: hidden beside it, locked while it is written, gone when that failed.
+"""A folder to write into that becomes another one at the end: hidden beside it, locked while it is written, gone when that failed. Where
+the other one is there and empty, it is within that: one that is mounted, or in which a shell stands, cannot be replaced.
 
 A process that is killed cannot remove its folder. The next one that writes to the same place does: a folder whose lock is free belongs to
 nobody. Rejected: the number of the process in the name, which says nothing of one in another container or on another host.
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOTEMPTY
 from pathlib import Path
 
 from trtllm_engines.errors import NoSpaceError
@@ -21,11 +23,12 @@ _ENDING = ".partial"
 
 
 @contextmanager
-def partial_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, readable for everybody, removed at the end if it is still there. Raises OSError."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(out)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_ENDING, dir=out.parent))
+def partial_folder(out: Path, within: bool = False) -> Iterator[Path]:
+    """A new folder beside `out` or `within` it, readable for everybody, removed at the end if it is still there. Raises OSError."""
+    parent = out if within else out.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent, out.name)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_ENDING, dir=parent))
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks: then nobody finds this one free either
@@ -37,9 +40,39 @@ def partial_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def folder_for(out: Path, last: str) -> Iterator[Path]:
+    """A partial folder that becomes `out`, which is new or empty; a link is followed. In one that is there file `last` comes last. Raises
+    OSError."""
+    place = Path(os.path.realpath(out))
+    within = place.is_dir()
+    with partial_folder(place, within) as folder:
+        yield folder
+        if within:
+            move_up(folder, last)
+        else:
+            folder.rename(place)
+
+
+def is_empty(out: Path) -> bool:
+    """Whether there is nothing in folder `out` (a link is followed) but what killed processes left, which is removed."""
+    place = Path(os.path.realpath(out))
+    _remove_abandoned(place, place.name)
+    return not any(place.iterdir())
+
+
+def move_up(folder: Path, last: str) -> None:
+    """Moves what is in `folder` to the folder that it is in: `last` last, without which nobody takes that for whole. Raises OSError where
+    there is something else by now."""
+    if list(folder.parent.iterdir()) != [folder]:
+        raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
+    for entry in sorted(folder.iterdir(), key=lambda one: one.name == last):
+        entry.rename(folder.parent / entry.name)
+
+
 def check_space(what: str, out: Path, needed_bytes: int) -> None:
     """Raises `NoSpaceError` before work is begun whose result, `what`, has no room at `out`."""
-    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free
     if needed_bytes > free:
         raise NoSpaceError(
@@ -48,10 +81,10 @@ def check_space(what: str, out: Path, needed_bytes: int) -> None:
         )
 
 
-def _remove_abandoned(out: Path) -> None:
-    """Removes what killed processes left of writing `out`."""
-    ours = re.compile(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}{re.escape(_ENDING)}")
-    for folder in [entry for entry in out.parent.iterdir() if ours.fullmatch(entry.name)]:
+def _remove_abandoned(parent: Path, name: str) -> None:
+    """Removes what killed processes left in `parent` of writing a folder called `name`."""
+    ours = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}{re.escape(_ENDING)}")
+    for folder in [entry for entry in parent.iterdir() if ours.fullmatch(entry.name)]:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
             try:

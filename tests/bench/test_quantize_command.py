@@ -84,6 +84,8 @@ def test_a_model_becomes_integers(capsys: pytest.CaptureFixture[str], model: Pat
     again = ["--precision", "int8_wo", "--out", tmp_path / "again", "--device", "cpu"]
     assert f"note: {out} is quantized already (int4), and its values are rounded a second time" in run(capsys, "quantize", out, *again)[2]
     assert run(capsys, "quantize", model, *again[:3], tmp_path / "first", "--device", "cpu")[2] == ""
+    unread = run(capsys, "quantize", model, *again[:3], tmp_path / "unread", "--device", "cpu", "--dataset", text)[2]
+    assert unread == f"note: rtn reads no text, so --dataset {text} is not used; give --method to calibrate\n"
     stated = json.loads((out / "config.json").read_text())["quantization_config"]
     assert (stated["format"], stated["config_groups"]["group_0"]["weights"]["group_size"]) == ("pack-quantized", 32)
     for flags, says in (

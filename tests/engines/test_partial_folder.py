@@ -7,11 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from trtllm_engines import partial_folder as module
+from trtllm_engines.calibration.new_folder import new_folder
+from trtllm_engines.engine.folder import writing
+from trtllm_engines.errors import EngineError
 from trtllm_engines.partial_folder import partial_folder
 
 
@@ -58,3 +63,33 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
     assert {one.name for one in tmp_path.iterdir()} == {*others, ".model.zzzzzzzz.partial"}
+
+
+@pytest.mark.parametrize("writer", [new_folder, writing])
+def test_an_empty_folder_that_is_there_is_written_into(tmp_path: Path, writer: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    """It may be mounted, or a shell may stand in it; what a killed process left in it is removed."""
+    out = tmp_path / "out"
+    (out / ".out.abcdefgh.partial" / "half").mkdir(parents=True)
+    before = out.stat().st_ino
+    with writer(out) as folder:
+        assert folder.parent == out
+        for name in ("engine.json", "config.json"):
+            (folder / name).write_text("{}")
+        with pytest.raises(EngineError, match="exists and is not"), writer(out):
+            pass
+    assert out.stat().st_ino == before
+    assert {one.name for one in out.iterdir()} - {"checksums.json"} == {"engine.json", "config.json"}
+
+
+def test_what_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def write() -> None:
+        with new_folder(out) as folder:
+            (folder / "config.json").write_text("{}")
+            (out / "config.json").write_text("mine")
+
+    with pytest.raises(EngineError, match=r"cannot write the checkpoint to .*not empty"):
+        write()
+    assert [(one.name, one.read_text()) for one in out.iterdir()] == [("config.json", "mine")]

@@ -77,6 +77,8 @@ def command(
         chosen, method or implied, group_size, not asymmetric, **{name: value for name, value in given.items() if value is not None}
     )
     layout = recipe.layout()
+    if recipe.chosen_method == "rtn" and dataset is not None:
+        typer.echo(f"note: rtn reads no text, so --dataset {dataset} is not used; give --method to calibrate", err=True)
     if recipe.chosen_method != "gptq":
         _refuse(of_gptq, "gptq", f"the method is {recipe.chosen_method}")
     elif not layout.grid.group:

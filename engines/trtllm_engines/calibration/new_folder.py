@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_engines.errors import EngineError, WriteError
-from trtllm_engines.partial_folder import check_space, partial_folder
+from trtllm_engines.partial_folder import check_space, folder_for, is_empty
 
 
 @contextmanager
@@ -18,21 +18,17 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     """The folder to write so many bytes into; a link is followed. Raises `EngineError` where `out` is not empty, before and after, and
     where the disk has less room."""
     check_new(out)
-    place = Path(os.path.realpath(out))
     try:
-        check_space("the checkpoint", place, needed_bytes)
-        with partial_folder(place) as folder:
+        check_space("the checkpoint", Path(os.path.realpath(out)), needed_bytes)
+        with folder_for(out, "config.json") as folder:
             yield folder
-            if place.exists():
-                place.rmdir()
-            folder.rename(place)
     except OSError as error:
         raise WriteError(f"the checkpoint to {out}", error, "choose another output folder") from None
 
 
 def check_new(out: Path) -> None:
     """Raises `EngineError` unless `out` is new or empty."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and is_empty(out)):
         raise EngineError(f"{out} exists and is not empty; choose another output folder or remove it")
 
 

