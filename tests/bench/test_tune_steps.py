@@ -241,9 +241,10 @@ def test_whole_steps_try_what_ops_alone_do_not_show(of_8b: Plan) -> None:
 
 def test_what_is_recorded_of_the_h200_is_of_plans_and_lowers(of_8b: Plan) -> None:
     """A tunable that a lowering does not have would fail there, a shape that no plan has is never read."""
-    config = replace(resolve_model("llama-3.1-70b").config, num_layers=2)
-    rank = cut_plan(config, "fp8", ARCH, CASES, 32, "auto", 2, GPU)[0]
-    keys = {key for plan in (of_8b, rank) for key in StepLowering(plan, PlanCounter(plan).specs, ARCH).keys.values()}
+    small, large = (replace(resolve_model(f"llama-3.1-{size}").config, num_layers=2) for size in ("8b", "70b"))
+    rank = cut_plan(large, "fp8", ARCH, CASES, 32, "auto", 2, GPU)[0]
+    packed = [cut_plan(config, "int4", ARCH, CASES[:1], 32, "fp8", 1, GPU)[0] for config in (small, large)]
+    keys = {key for plan in (of_8b, rank, *packed) for key in StepLowering(plan, PlanCounter(plan).specs, ARCH).keys.values()}
     assert {*tactics.read(tactics.own_file(GPU))} <= keys
 
 
