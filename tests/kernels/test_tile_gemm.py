@@ -43,6 +43,7 @@ def sample(op: str, rows: int, columns: int, tokens: int, dtype: str = "fp8", **
 EMULATED = {
     # tokens, rows and K end within a tile; scales are of rows
     "int8": ("linear", "int8", 144, 272, 150, 128, {"bias": True, "residual": True}),
+    "int8 in narrow tiles": ("linear", "int8", 400, 256, 140, 192, {"bias": True}),
     # tiles follow each other in a block, each with its bias
     "gelu": ("linear_gelu", "fp8", 256, 384, 200, 160, {"bias": True, "quantize": True}),
     "gated": ("gate_up_silu", "fp8", 512, 128, 200, 224, {"quantize": True}),

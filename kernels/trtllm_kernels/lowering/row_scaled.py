@@ -20,7 +20,9 @@ from trtllm_kernels.lowering.tile_gemm import best_width, flags, launch_tiles, o
 SIZES = (256, 512, 1024, 2048)
 """Numbers of tokens up to which one width of tiles holds; the last width is also that of more tokens."""
 WIDTHS = (64, 128, 256)
-"""Rows of the weight per tile."""
+"""Rows of the weight per tile, by default."""
+TRIED = (*WIDTHS, 160, 192, 224)
+"""By tuning: with scales of rows the last were not timed yet."""
 _BLOCK_TOKENS = 64
 """Up to so many tokens, Triton's tiles hold 64."""
 _CUDA = "row_scaled_cuda"
@@ -51,7 +53,7 @@ def row_scaled_space(call: OpCall) -> tuple[Choice, ...]:
     one_token = () if call.op == "linear_gelu" else one_token_space(call)
     if not tiles_fit(call):
         return one_token
-    widths = (Choice(f"width to {size}", grid(**{width_of(size): WIDTHS}), (PREFILL,), (size - size // 4, size)) for size in SIZES)
+    widths = (Choice(f"width to {size}", grid(**{width_of(size): TRIED}), (PREFILL,), (size - size // 4, size)) for size in SIZES)
     return (*one_token, *skinny_space(call), *widths, Choice("group", grid(group=(4, 8, 16)), (PREFILL,), (SIZES[-1],)))
 
 
