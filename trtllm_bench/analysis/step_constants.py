@@ -64,7 +64,7 @@ LINKS = ("gpus", "row_elements", "bytes", "us", "copy_bytes_per_s", "what", "rec
 """Fields of the section `all_reduce`, a curve as `trtllm-bench ceilings` measures it."""
 LACKING = ("requests_first", "norms_apart", "keys_by_tiles")
 """Lists, in the section `engine`, of revisions that worked in a former way. `StepConstants` says what each means."""
-ENGINE = ("earlier", "revisions", LACKING[0], "what", *LACKING[1:])
+ENGINE = ("earlier", "revisions", *LACKING, "what")
 """Fields of the section `engine`."""
 
 
