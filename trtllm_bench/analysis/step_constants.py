@@ -6,7 +6,7 @@ Constants are also of an engine: the H200's follow its kernels of today, the H10
 takes the constants of its revision (`[engine]` lists them). So an earlier run on an H200 is held against the H100's constants, and not
 against kernels that it did not have. Of the revisions listed, `[engine]` also says which lacked what today's engine has (`LACKING`).
 
-Constants of quantized GEMMs (`QUANTIZED`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such GEMMs
+Constants of quantized GEMMs (`ONE_FILE`), whose kernels are not cuBLASLt's, follow runs of one GPU only, the H200. A plan with such GEMMs
 is predicted with the whole of that GPU's file on any GPU; `note` says so.
 """
 
