@@ -93,7 +93,10 @@ def test_a_curve_is_met_at_its_points_and_scales_with_ranks() -> None:
         (lambda text: text.replace("value = 16.0", 'value = "16"'), r"step\.between_us must have value, unit, .*must be a number"),
         (lambda text: text + "[", "cannot be read as TOML"),
         (lambda text: text.replace("row_elements", "elements"), "all_reduce must have gpus, row_elements, bytes, us"),
-        (lambda text: text.replace("earlier = true", ""), "engine must have earlier, revisions, requests_first, norms_apart, keys_by_tiles, what"),
+        (
+            lambda text: text.replace("earlier = true", ""),
+            "engine must have earlier, revisions, requests_first, norms_apart, keys_by_tiles, what",
+        ),
         (lambda text: text.replace('["29ae1e3"', '["1234567"'), "requests_first may list only revisions of the engine"),
     ],
 )
