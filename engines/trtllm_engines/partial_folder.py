@@ -28,11 +28,8 @@ def partial_folder(out: Path, within: bool = False) -> Iterator[Path]:
     parent = out if within else out.parent
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, out.name)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_ENDING, dir=parent))
-    descriptor = os.open(folder, os.O_RDONLY)
+    folder, descriptor = _new_and_locked(parent, out.name)
     try:
-        with suppress(OSError):  # a file system without locks: then nobody finds this one free either
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.chmod(0o755)
         yield folder
     finally:
@@ -71,14 +68,36 @@ def move_up(folder: Path, last: str) -> None:
 
 
 def check_space(what: str, out: Path, needed_bytes: int) -> None:
-    """Raises `NoSpaceError` before work is begun whose result, `what`, has no room at `out`."""
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    """Raises `NoSpaceError` before work is begun whose result, `what`, has no room at `out`; a link is followed."""
+    place = Path(os.path.realpath(out))
+    parent = next(folder for folder in (place, *place.parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free
     if needed_bytes > free:
         raise NoSpaceError(
             f"no space for {what} at {out}: it needs {needed_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
             f"free some or choose another output folder"
         )
+
+
+def _new_and_locked(parent: Path, name: str) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock. Until it is locked, another process that starts may take it for an abandoned
+    one and remove it; then a next one is made."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_ENDING, dir=parent))
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed = not folder.is_dir()
+        except BlockingIOError:
+            removed = True
+        except OSError:  # a file system without locks: then nobody finds this one free either
+            removed = False
+        if not removed:
+            return folder, descriptor
+        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,37 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     assert left.is_dir()
     with partial_folder(tmp_path / "model") as folder:
         assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("step", ["mkdtemp", "open"])
+def test_one_that_another_process_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    where = module.tempfile if step == "mkdtemp" else module.os
+    made: list[Path] = []
+    original = getattr(where, step)
+
+    def then_removed(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        if not made:
+            made.extend(tmp_path.iterdir())
+            made[0].rmdir()
+        return result
+
+    monkeypatch.setattr(where, step, then_removed)
+    with partial_folder(tmp_path / "model") as folder:
+        (folder / "file").write_text("written")
+        assert [folder] == list(tmp_path.iterdir()) != made
+
+
+def test_room_is_looked_for_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "new")
+    asked: list[Path] = []
+    usage = module.shutil.disk_usage
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: asked.append(path) or usage(path))
+    module.check_space("the model", tmp_path / "model", 1)
+    assert asked == [tmp_path / "disk"]
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:

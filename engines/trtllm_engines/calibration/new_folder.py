@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ def new_folder(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
     where the disk has less room."""
     check_new(out)
     try:
-        check_space("the checkpoint", Path(os.path.realpath(out)), needed_bytes)
+        check_space("the checkpoint", out, needed_bytes)
         with folder_for(out, "config.json") as folder:
             yield folder
     except OSError as error:
