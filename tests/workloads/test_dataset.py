@@ -78,6 +78,17 @@ def test_an_array_and_a_parquet_file_hold_the_same_requests_as_lines(tmp_path: P
         open_workload(tmp_path / "other.csv", skip_bad_rows=True)
 
 
+@pytest.mark.parametrize("read_characters", [1, 5, 1 << 20])
+def test_nothing_but_blanks_may_follow_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_characters: int) -> None:
+    monkeypatch.setattr(json_items, "_READ_CHARACTERS", read_characters)
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"a": 1}]\r\n   \r\n')
+    assert list(json_items.items(path)) == [{"a": 1}]
+    path.write_bytes(b'[{"a": 1}]\r\n   \r\n[{"a": 2}]')
+    with pytest.raises(WorkloadError, match=r"a\.json goes on after the end of its JSON array"):
+        list(json_items.items(path))
+
+
 @pytest.mark.parametrize("name", ["conversations", "conversation", "messages"])
 def test_conversations_have_turns_of_either_form(tmp_path: Path, name: str) -> None:
     asked, said = "hi " * 8, [{"type": "text", "text": "a" * 10}, {"type": "text", "text": "b" * 10}]

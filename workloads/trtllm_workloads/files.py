@@ -57,14 +57,14 @@ class _ParquetLines(io.RawIOBase):
     """The rows of a Parquet file as JSON lines. Raises `WorkloadError` where it is damaged."""
 
     def __init__(self, path: Path) -> None:
-        self._rows, self._left = _parquet_rows(path), b""
+        self._rows, self._left = _parquet_rows(path), memoryview(b"")  # of which a part is no copy: a row may be long
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
         if not self._left and (row := next(self._rows, None)) is not None:
-            self._left = json.dumps(row, default=str).encode() + b"\n"
+            self._left = memoryview(json.dumps(row, default=str).encode() + b"\n")
         part, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)

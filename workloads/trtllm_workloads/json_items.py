@@ -6,19 +6,17 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trtllm_workloads.errors import WorkloadError
 from trtllm_workloads.files import LONGEST_LINE, open_text
 
 _READ_CHARACTERS = 1 << 20
-
-
 _BETWEEN_ROWS, _BETWEEN_VALUES = re.compile(r"\s*,?\s*"), re.compile(r"\s*")
 
 
 def items(path: Path) -> Iterator[Any]:
-    """Elements of the array, or values of the lines. Raises `WorkloadError`."""
+    """Elements of the array, or values of the lines. Raises `WorkloadError`, also where anything follows the array."""
     decoder = json.JSONDecoder()
     with open_text(path, "trace", lines=False) as stream:
         text = stream.read(_READ_CHARACTERS).lstrip()
@@ -36,6 +34,7 @@ def items(path: Path) -> Iterator[Any]:
                 if text:
                     continue
             if is_array and text.startswith("]", at):
+                _check_rest(path, text[at + 1 :], stream)
                 return
             try:
                 item, at = decoder.raw_decode(text, at)
@@ -51,3 +50,12 @@ def items(path: Path) -> Iterator[Any]:
                 text, at = text[at:] + more, 0
                 continue
             yield item
+
+
+def _check_rest(path: Path, text: str, stream: IO[str]) -> None:
+    """Raises `WorkloadError` unless the rest of a file, `text` and what `stream` still has, is blank."""
+    while not text.strip():
+        text = stream.read(_READ_CHARACTERS)
+        if not text:
+            return
+    raise WorkloadError(f"{path} goes on after the end of its JSON array; keep one array, or write JSON lines")
