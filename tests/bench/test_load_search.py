@@ -86,6 +86,14 @@ def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest
     assert "the dataset has 5 requests and a run at 9 requests/s needs" in capsys.readouterr().err
 
 
+def test_a_dataset_of_fewer_than_the_first_few_is_enough_where_fewer_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"input_ids":[1,2],"output_tokens":3}\n' * 20)
+    flags = ["search", "--target", "fake", "--max-lag-ms", "1000", "--dataset", str(data), "--goodput", "ttft:1"]
+    assert main([*flags, "--attainment", "0.5", "--duration", "0.5"]) == 1
+    assert "requests sent one at a time miss them" in capsys.readouterr().out
+
+
 def test_warm_up_seconds_are_sent_and_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     open_loop = ["--request-rate", "50", "--num-requests", "40", "--warmup-seconds", "0.3", "--max-lag-ms", "1000"]
     flags = ["--target", "fake", "--isl", "8", "--osl", "2", *open_loop, "--out", str(tmp_path)]

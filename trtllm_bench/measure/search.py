@@ -145,7 +145,7 @@ class _Prober:
 
     def measure(self, load: float) -> Run:
         """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
-        if not load:
+        if not load and _requests(self._settings, load) > FEW:
             few = Probe(load)
             few.add(first := self._counting(load, FEW))
             if verdict(few, self._settings.search) == "fail":
