@@ -78,6 +78,7 @@ def test_repeats_that_met_the_same_arrivals_are_compared_in_pairs() -> None:
     for apart in (drawn | {"workload_hash": "other"}, drawn | {"settings": {"replay": True}}):
         assert change(*rows(after, **apart))[0] == "inconclusive"  # type: ignore[arg-type]
     assert change(*rows(after, **drawn)[:4])[0] == "inconclusive", "one has no fellow"  # type: ignore[arg-type]
+    assert change(*rows(after, **drawn), *rows(after, **drawn))[1] is not None, "each is there twice"  # type: ignore[arg-type]
     closed = drawn | {"request_rate": 0.0}
     (unpaired,) = compare(sets(rows(before, **closed), rows(after, **closed)), ["ttft_p99_ms"]).changes  # type: ignore[arg-type]
     assert unpaired.verdict == "inconclusive"

@@ -185,6 +185,13 @@ def rows(rate: float, repeats: int = 4, sd: float = 0.002, seed: int = 0, enviro
     return [Row(cell, environment, i, figures={RATE: rate * math.exp(rng.normal(0, sd))}) for i in range(repeats)]
 
 
+def test_runs_of_a_baseline_are_in_the_order_of_repeats() -> None:
+    """As pairs need them; a store has one that was made up for last."""
+    first, *others = rows(1000)
+    cells = [baseline.accept(None, "h100", order, "first").history[0].cells for order in ([first, *others], [*others, first])]
+    assert cells[0] == cells[1]
+
+
 def test_baseline_moves_only_by_accept_and_keeps_its_history(tmp_path: Path) -> None:
     path = tmp_path / "baselines" / "h100.json"
     first = baseline.accept(None, "h100", rows(1000), "first")

@@ -240,7 +240,10 @@ def _pairs(base_rows: Sequence[Row], other_rows: Sequence[Row], figure: str) -> 
         rows = [row for row in rows if row.status == "ok" and figure in row.figures]
         if not all(row.cell.request_rate and row.cell.workload_hash and not row.settings.get("replay") for row in rows):
             return []
-        sides.append({(row.cell.workload_hash, row.repeat): row.figures[figure] for row in rows})
+        by_repeat = {(row.cell.workload_hash, row.repeat): row.figures[figure] for row in rows}
+        if len(by_repeat) < len(rows):  # measured more than once, so that which belongs to which is open
+            return []
+        sides.append(by_repeat)
     first, second = sides
     alike = first.keys() == second.keys() and len({workload for workload, _ in first}) == 1 and len(first) >= 2
     return [(first[name], second[name]) for name in sorted(first)] if alike else []

@@ -109,8 +109,9 @@ def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environmen
         groups.setdefault(_key(row, varied), []).append(row)
     cells = {}
     for key, members in groups.items():
+        in_order = sorted(members, key=lambda row: row.repeat)  # a repeat that was made up for comes last in a store
         names = [name for name in members[0].figures if METRICS.get(name) and METRICS[name].better]
-        figures = {name: [row.figures[name] for row in members if name in row.figures] for name in names}
+        figures = {name: [row.figures[name] for row in in_order if name in row.figures] for name in names}
         cells[key] = Measured(members[0].label, dict(members[0].case(varied)), figures)
     return cells, ok[0].environment
 
