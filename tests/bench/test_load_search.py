@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.load.saturation import Saturation
 from trtllm_bench.load.saturation import Search as SaturationSearch
-from trtllm_bench.measure.search import Settings, answer, longest_good_s
+from trtllm_bench.measure.search import Settings, answer, longest_good_s, missed
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_results.store.table import Store
+from trtllm_workloads.synthetic import fixed
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
 
@@ -76,6 +79,16 @@ def test_how_long_a_good_request_may_take() -> None:
     assert longest_good_s({"ttft": 200, "tpot": 50}, 11) == pytest.approx(0.7)
     assert longest_good_s({"ttft": 200, "tpot": 50, "e2e": 500}, 11) == pytest.approx(0.5)
     assert longest_good_s({"tpot": 50}, 11) == longest_good_s({"ttft": 50}, 11) == float("inf")
+
+
+def test_later_turns_of_a_run_that_missed_its_limits_have_times() -> None:
+    workload = replace(
+        fixed(10, 4, 4, vocab_size=100), arrival_s=np.array([0.0, 2.0, *[np.nan] * 7, 1.0]), after=np.array([-1, -1, *[0] * 7, -1])
+    )
+    run = missed(workload)
+    assert run.good.tolist() == [False] * 9
+    assert run.arrivals_s.tolist() == [0.0, 1.0, *[2.0] * 8]
+    assert missed(fixed(2, 4, 4, vocab_size=100)).arrivals_s.tolist() == [0.0, 0.0]
 
 
 def test_a_dataset_too_short_to_decide_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,13 @@ def longest_good_s(slo_ms: Mapping[str, float], output_tokens: int) -> float:
     return min(slo_ms.get("e2e", math.inf), by_tokens) / 1e3
 
 
+def missed(workload: Workload) -> Run:
+    """A run in which no request met its limits. A later turn of a conversation, which has no time of its own, counts as one of the last."""
+    times = workload.arrival_s if len(workload.arrival_s) else np.zeros(len(workload))
+    bad = np.zeros(len(workload) - int(len(workload) * RAMP_UP), dtype=bool)
+    return Run(bad, np.sort(np.nan_to_num(times, nan=np.nanmax(times))))
+
+
 def requests_to_decide(search: Search) -> int:
     """Fewest requests of a probe, its ramp-up included."""
     return math.ceil(search.least_requests() / (1 - RAMP_UP)) + 1
@@ -157,8 +164,7 @@ class _Prober:
         for _ in range(VOID_RUNS):
             measurement, workload = self._measure(load, requests)
             if measurement is None:
-                bad = np.zeros(len(workload) - int(len(workload) * RAMP_UP), dtype=bool)
-                return Run(bad, np.sort(workload.arrival_s) if len(workload.arrival_s) else np.zeros(len(workload)))
+                return missed(workload)
             if not measurement.void:
                 log = measurement.log
                 order = np.argsort(log.intended_s, kind="stable")
