@@ -376,6 +376,12 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
 
 
+def test_lines_of_json_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"title": "a\u2028b\u0085c", "input_ids": [5, 6, 7]}\r\n{"input_ids": [8, 9]}\r\n', encoding="utf-8", newline="")
+    assert [ids.tolist() for ids in text.windows(path, None, length=8, vocab_size=97)] == [[5, 6, 7], [8, 9]]
+
+
 def test_a_disk_without_room_is_known_before_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model_folder(tmp_path / "model", "llama")
     free = shutil.disk_usage(tmp_path)

@@ -40,9 +40,8 @@ def windows(path: Path | None, tokenizer: Tokenizer | None, *, length: int, voca
     except FileNotFoundError:
         raise EngineError(f"dataset {path} cannot be read: there is no such file") from None
     if path.suffix in (".jsonl", ".json"):
-        samples = [
-            _sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(content.splitlines(), 1) if line.strip()
-        ]
+        lines = content.split("\n")  # not `splitlines`, which ends a line at characters that JSON may have within a text
+        samples = [_sample(line, f"{path}, line {number}", tokenizer) for number, line in enumerate(lines, 1) if line.strip()]
         cut = [np.asarray(ids[:length], np.int32) for ids in samples]
     else:
         ids = np.asarray(_encode(content, str(path), tokenizer), np.int32)
