@@ -68,7 +68,12 @@ class Cluster:
                 raise BenchError(f"{flag} is of jobs on a cluster; add --cluster {SLURM} or {LOCAL}")
             return None
         given_options = named_values("--cluster-option", options, "NAME=VALUE, such as qos=high")
-        read = {name.replace("-", "_"): int(value) if value.isdecimal() else value for name, value in given_options.items()}
+        read: dict[str, Any] = {}
+        for name, value in given_options.items():
+            key = name.replace("-", "_")
+            if key in read:
+                raise BenchError(f"--cluster-option {name} is given twice, as {read[key]} and {value}; give it once")
+            read[key] = int(value) if value.isdecimal() else value
         return cls(kind, partition, account, gpus_per_node, timeout_min or TIMEOUT_MIN, read)
 
     @property
