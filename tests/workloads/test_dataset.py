@@ -104,6 +104,16 @@ def test_conversations_have_turns_of_either_form(tmp_path: Path, name: str) -> N
             assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([6] * 3, [5] * 3), (suffix, number)
 
 
+def test_keys_of_a_conversation_that_are_null_are_not_there(tmp_path: Path) -> None:
+    """As in a Parquet file whose rows have different keys."""
+    openai = [{"role": "user", "content": "hi " * 8}, {"role": "assistant", "content": "a" * 20}]
+    sharegpt = [{"from": "human", "value": "hi " * 8}, {"from": "gpt", "value": "a" * 20}]
+    mixed = [openai[0], sharegpt[1]]
+    pq.write_table(pa.table({"conversations": [sharegpt, None, mixed], "messages": [None, openai, None]}), tmp_path / "a.parquet")
+    trace = read_trace(tmp_path / "a.parquet")
+    assert (trace.input_tokens.tolist(), trace.output_tokens.tolist()) == ([6] * 3, [5] * 3)
+
+
 def test_a_plain_workload_is_exactly_nvidias_file() -> None:
     rows = [json.loads(line) for line in text_of(fixed(3, 4, 7)).splitlines()]
     assert [list(row) for row in rows] == [["task_id", "input_ids", "output_tokens"]] * 3

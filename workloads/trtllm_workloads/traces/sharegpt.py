@@ -2,7 +2,8 @@
 
 Turns are `from` and `value` as in ShareGPT, or `role` and `content` as in OpenAI's messages and the datasets of LMSYS and WildChat.
 Every human turn that is answered is a request; its prompt is the whole conversation up to it. A text's token count needs its model's
-tokenizer; without one it is taken as a quarter of its characters, rounded up (stated, because figures depend on it).
+tokenizer; without one it is taken as a quarter of its characters, rounded up (stated, because figures depend on it). A key that is null is
+as one that is not there: rows of a Parquet file have all keys that any of them has.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ def read_json(path: Path, skip_bad_rows: bool) -> Iterator[Trace]:
 
 def _requests(item: Any) -> Iterator[tuple[int, int, int]]:
     """(turn, prompt tokens, answer tokens) of a conversation."""
-    turns = next((item[name] for name in CONVERSATIONS if name in item), None) if isinstance(item, dict) else None
+    turns = _first(item, CONVERSATIONS) if isinstance(item, dict) else None
     if not isinstance(turns, list):
         raise ValueError("there is no list of conversations")
     held, turn, before = 0, 0, ""
     for place, said in enumerate(turns):
         text = _text(said)
         if text is None:
-            raise ValueError(f"turn {place + 1} has no text in 'value'")
+            raise ValueError(f"turn {place + 1} has no text in 'value' or 'content'")
         speaker, length = _speaker(said), quarter_of_characters(text)
         if speaker in ANSWERED and before in ASKED:
             yield turn, held, length
@@ -81,12 +82,16 @@ def answered(messages: Any) -> bool:
 
 
 def _speaker(said: dict[str, Any]) -> str:
-    return str(said.get("from", said.get("role")))
+    return str(_first(said, ("from", "role")))
+
+
+def _first(item: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((item[name] for name in names if item.get(name) is not None), None)
 
 
 def _text(said: Any) -> str | None:
     """What a turn says; of OpenAI's parts, the texts together. None where it is no turn with a text."""
-    content = said.get("value", said.get("content")) if isinstance(said, dict) else None
+    content = _first(said, ("value", "content")) if isinstance(said, dict) else None
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         content = "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else None
