@@ -1,8 +1,9 @@
-"""A folder to write into that becomes another one at the end: hidden beside it, locked while it is written, gone when that failed. Where
-the other one is there and empty, it is within that: one that is mounted, or in which a shell stands, cannot be replaced.
+"""A folder to write into, which becomes the target folder at the end. It lies hidden beside the target, is locked while it is written, and
+is removed where writing fails. Where the target exists and is empty, it lies within the target: a folder that is mounted, or in which a
+shell stands, cannot be replaced.
 
-A process that is killed cannot remove its folder. The next one that writes to the same place does: a folder whose lock is free belongs to
-nobody. Rejected: the number of the process in the name, which says nothing of one in another container or on another host.
+A killed process cannot remove its folder. The next one that writes to the same target does: a folder whose lock is free belongs to nobody.
+Rejected: the number of the process in the name, which says nothing of one in another container or on another host.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def partial_folder(out: Path, within: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def folder_for(out: Path, last: str) -> Iterator[Path]:
-    """A partial folder that becomes `out`, which is new or empty; a link is followed. In one that is there file `last` comes last. Raises
-    OSError."""
+    """A partial folder that becomes `out`, which is new or empty; a link is followed. Where `out` exists, file `last` is moved there last.
+    Raises OSError."""
     place = Path(os.path.realpath(out))
     within = place.is_dir()
     with partial_folder(place, within) as folder:
@@ -59,8 +60,8 @@ def is_empty(out: Path) -> bool:
 
 
 def move_up(folder: Path, last: str) -> None:
-    """Moves what is in `folder` to the folder that it is in: `last` last, without which nobody takes that for whole. Raises OSError where
-    there is something else by now."""
+    """Moves the content of `folder` up into its parent. File `last` is moved last: without it nobody takes the parent for whole. Raises
+    OSError where the parent holds anything else by now."""
     if list(folder.parent.iterdir()) != [folder]:
         raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
     for entry in sorted(folder.iterdir(), key=lambda one: one.name == last):
