@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,9 @@ def test_stores_that_lie_deeper_are_told(capsys: pytest.CaptureFixture[str], tmp
     listed = " ".join(run(capsys, "results", "ls", tmp_path)[1].split())
     assert f"not read: 2 stores that lie deeper, such as {first}; name the folder above them" in listed
     assert "not read" not in run(capsys, "results", "ls", tmp_path / "h100")[1]
+    shutil.rmtree(tmp_path / "h100" / "b")
+    listed = " ".join(run(capsys, "results", "ls", tmp_path)[1].split())
+    assert f"not read: a store that lies deeper, {first}; name the folder above it" in listed
 
 
 def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def ls(
         typer.echo(note)
     for folder in (Path(spec) for spec in store if Path(spec).is_dir()):
         if deeper := stores_deeper(folder):
-            sentence(console, f"not read: {len(deeper)} stores that lie deeper, such as {deeper[0]}; name the folder above them")
+            several = f"{len(deeper)} stores that lie deeper, such as" if len(deeper) > 1 else "a store that lies deeper,"
+            sentence(console, f"not read: {several} {deeper[0]}; name the folder above {'them' if len(deeper) > 1 else 'it'}")
 
 
 @app.command("show")
