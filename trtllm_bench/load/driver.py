@@ -14,7 +14,8 @@ The driver watches itself: it wakes at least every `BEAT_S`, and where it woke o
 stamps of what it missed, and the requests it did not send, are all late by the same second.
 
 A request is given up alone: when it has taken `Drive.request_limit_s`, or when `Drive.stall_s` has passed since its last token. The run as
-a whole is given up only when requests sent after that stay silent too.
+a whole is given up only when requests sent after that stay silent too. A search also ends a run `Drive.tail_s` after its last request was
+intended: what is still open then is too late for its limits.
 """
 
 from __future__ import annotations
