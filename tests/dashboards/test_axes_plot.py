@@ -94,6 +94,28 @@ def test_one_command_bundles_figures_the_same_each_time(
     assert f"written: {tmp_path / 'a.zip'}" in capsys.readouterr().out
 
 
+def test_out_may_be_the_file_of_one_figure(tmp_path: Path, sweep_rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    """And not a folder of that name. A name with another ending is a folder's, as is one that is there already."""
+    write_parquet(sweep_rows[:3], tmp_path / "rows.parquet")
+    drawing = ["plot", str(tmp_path / "rows.parquet"), "--x", "batch", "--y", "mfu"]
+    assert main([*drawing, "--out", str(tmp_path / "x.svg")]) == 0
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+    assert str(tmp_path / "x.svg") in capsys.readouterr().out
+    (tmp_path / "old.svg").mkdir()
+    for folder in ("old.svg", "v1.2"):
+        assert main([*drawing, "--format", "svg,svg", "--out", str(tmp_path / folder)]) == 0
+        assert capsys.readouterr().out.count("axes.svg") == 1
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["axes.svg"]
+    wrong = {
+        "cannot write figures as 'pdf'": [*drawing, "--out", "x.pdf"],
+        "all draws several": ["plot", "all", "--out", "x.PNG"],
+        "name different formats": [*drawing, "--format", "svg", "--out", "x.png"],
+    }
+    for says, command in wrong.items():
+        assert main(command) == 3
+        assert says in capsys.readouterr().err
+
+
 def test_axes_need_no_kind_and_mistakes_are_one_sentence(tmp_path: Path, sweep_rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
     write_parquet(sweep_rows[:3], tmp_path / "rows.parquet")
     store = str(tmp_path / "rows.parquet")

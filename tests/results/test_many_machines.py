@@ -137,6 +137,10 @@ def test_a_query_sees_all_stores_and_is_told_off_in_one_sentence(
     assert [(one["store"], one["best"]) for one in found] == list(zip(["llama-3.1-8b-bf16", "llama-3.1-8b-fp8"], best, strict=True))
     assert main(["results", "query", sql, str(RECORDED), "--where", "precision=bf16"]) == 0
     assert "18,844" in capsys.readouterr().out
+    assert main(["results", "query", "FROM results LIMIT 1", stores[0]]) == 0
+    said = capsys.readouterr().out
+    assert said.split()[:2] == ["schema_version", "row_id"]
+    assert "not shown, too wide for 80 columns: " in said
     found_import = builtins.__import__
 
     def without(name: str, *arguments: Any, **more: Any) -> Any:

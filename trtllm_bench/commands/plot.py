@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
 from trtllm_bench.commands._price import GpuPrice
 
+FORMATS = "png,svg"
 BUNDLE = ".zip"
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".eps")
+"""Endings of `--out` that mean one figure's file. Any other name but a zip's is a folder's: `runs/v1.2` is one."""
 
 
 def command(
     kind: Annotated[str, typer.Argument(help="Kind of figure, or all: every kind the results can feed. --list names them.")] = "",
     results: Annotated[list[str] | None, typer.Argument(metavar="[RESULTS]...", help="Store folders or tables, PATH or NAME=PATH.")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the figures, or a file.zip that holds them all.")] = Path("figures"),
-    formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = "png,svg",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the figures, or a file: one figure.png or .svg, or a .zip of all.")] = Path(
+        "figures"
+    ),
+    formats: Annotated[str, typer.Option("--format", help="List: png, svg.")] = FORMATS,
     x: Annotated[str, typer.Option("--x", help="Field of the record across: a figure, cell field, setting or env_*.")] = "",
     y: Annotated[str, typer.Option("--y", help="Field upwards; of plot repeats, the figure.")] = "",
     by: Annotated[str, typer.Option("--by", help="List of fields, a line for each value (default: what differs).")] = "",
@@ -71,30 +76,49 @@ def command(
     check_priced((x, y), price)
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
     chosen = [name for name in KINDS if name != "axes" or (x and y)] if kind == "all" else [kind]
+    drawn_as = list(dict.fromkeys(f.strip() for f in formats.split(",")))
+    if _is_picture(out):
+        if kind == "all":
+            raise DashboardError(f"--out {out} is the file of one figure, and all draws several; give a folder or a file.zip")
+        if (ending := out.suffix.lower()[1:]) not in drawn_as and formats != FORMATS:
+            raise DashboardError(f"--format {formats} and --out {out} name different formats; leave --format out")
+        drawn_as = [ending]
     written = 0
     with _folder(out) as folder:
         for name in chosen:
             try:
-                paths = render(name, sets, folder, formats=[f.strip() for f in formats.split(",")], requests=sources.requests, axes=fields)
+                paths = render(name, sets, folder, formats=drawn_as, requests=sources.requests, axes=fields)
             except ResultsError as error:
                 if kind != "all" or isinstance(error, OutputError):
                     raise
                 typer.echo(f"{name:<12} not drawn: {error}")
                 continue
             written += 1
-            typer.echo(f"{name:<12} {', '.join(path.name if folder != out else str(path) for path in paths)}")
+            shown = [str(out)] if _is_picture(out) else [path.name if folder != out else str(path) for path in paths]
+            typer.echo(f"{name:<12} {', '.join(shown)}")
         if not written:
             raise DashboardError("none of the kinds could be drawn from these results")
     for note in price.notes(row for rows in sets.values() for row in rows) if price else []:
         typer.echo(note)
-    if out.suffix == BUNDLE:
+    if _is_bundle(out):
         typer.echo(f"written: {out}")
+
+
+def _is_bundle(out: Path) -> bool:
+    return out.suffix.lower() == BUNDLE and not out.is_dir()
+
+
+def _is_picture(out: Path) -> bool:
+    return out.suffix.lower() in PICTURES and not out.is_dir()
 
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """Where figures are written: `out`, or a folder whose files become the zip `out` at the end, the same bytes for the same figures."""
-    if out.suffix != BUNDLE:
+    """Where figures are written: `out`, or a folder of whose files `out` is made at the end.
+
+    A zip holds them all, the same bytes for the same figures; a picture is the only one.
+    """
+    if not _is_bundle(out) and not _is_picture(out):
         yield out
         return
     import tempfile
@@ -106,8 +130,11 @@ def _folder(out: Path) -> Iterator[Path]:
         yield Path(scratch)
         files = sorted(Path(scratch).iterdir())
 
-        def write(handle: object) -> None:
-            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as bundle:  # type: ignore[call-overload]
+        def write(handle: BinaryIO) -> None:
+            if _is_picture(out):
+                handle.write(files[0].read_bytes())
+                return
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_DEFLATED) as bundle:
                 for path in files:
                     bundle.writestr(zipfile.ZipInfo(path.name, (1980, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED)
 

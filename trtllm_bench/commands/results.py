@@ -263,11 +263,17 @@ def query(
     if output == "csv":
         typer.echo(answer.to_pandas().to_csv(index=False), nl=False)
         return
-    from trtllm_dashboards.tables import Column, plain_console, show
+    from trtllm_dashboards.tables import GAP, MIN_TEXT, Column, plain_console, show
 
+    console = plain_console()
+    names = answer.column_names
     texts = {name for row in rows for name, value in row.items() if isinstance(value, str | bool | list | dict)}
-    columns = [Column(name, name, kind="text" if name in texts else "number", hoist=False, whole=True) for name in answer.column_names]
-    show(rows, columns, console=plain_console())
+    wide = sum(max(MIN_TEXT, len(name)) + GAP for name in names) - GAP > console.width
+    columns = [
+        Column(name, name, kind="text" if name in texts else "number", priority=index if wide else 0, hoist=False, whole=not wide)
+        for index, name in enumerate(names)
+    ]
+    show(rows, columns, console=console)
 
 
 @app.command("push")
