@@ -13,7 +13,7 @@ from trtllm_bench import interrupts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import TextIO
+    from typing import Any, TextIO
 
 
 def _say(message: str) -> None:
@@ -37,7 +37,8 @@ def _explain(error: Exception) -> int:
         if not error.format_message():
             error.show()  # type: ignore[attr-defined]
             return USAGE
-        _say(f"{error.format_message()}\nSee: {command} --help")
+        place = _place_of_option(error) if type(error).__name__ == "NoSuchOption" else ""
+        _say("\n".join(filter(None, (error.format_message(), place, f"See: {command} --help"))))
         return USAGE if error.exit_code == 2 else int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, user_errors()):
         code = int(getattr(error, "exit_code", USAGE))
@@ -53,6 +54,15 @@ def _explain(error: Exception) -> int:
         return FAILURE
     _say(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:400]} (this is a bug; --debug shows where)")
     return FAILURE
+
+
+def _place_of_option(error: Any) -> str:
+    """Where an option goes that a command does not have: before the command's name, or after the `--` of what it hands on."""
+    context = error.ctx
+    above = context.parent.command.params if context.parent is not None else ()
+    if any(error.option_name in param.opts for param in above):
+        return f"Write it before the word {context.info_name}: {context.parent.command_path} {error.option_name} ... {context.info_name}"
+    return next((param.help for param in context.command.params if (param.metavar or "").startswith("-- ")), "")
 
 
 def _nothing(descriptor: int) -> TextIO:

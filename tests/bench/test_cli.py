@@ -35,6 +35,11 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
         (["nonsense"], "No such command 'nonsense'"),
         (["swep"], "Did you mean 'sweep'"),
         (["sweep", "--nonsense"], "No such option"),
+        (["gate", "run", "--a", "main", "--b", "HEAD", "--model", "tiny-llama"], "\nAfter --: flags of throughput"),
+        (
+            ["prepare-dataset", "random", "--num-requests", "2", "--out", "x.jsonl"],
+            "\nWrite it before the word random: trtllm-bench prepare-dataset --out ... random",
+        ),
         (["sweep", "--repeats", "many"], "--repeats"),
         (["sweep", "--target", "null", "--out", ""], "--out is empty; give a value, or leave it out"),
         (["compare", "runs/a", ""], "RESULTS is empty; give a value, or leave it out"),

@@ -119,6 +119,13 @@ def test_text_is_sent_to_servers_that_take_nothing_else(mirror: Mirror) -> None:
     assert mirror.bodies[0]["prompt"] == " ".join(f"w{i}" for i in requests[0].prompt)
 
 
+def test_token_ids_for_an_endpoint_of_text_are_refused_before_any_is_sent(mirror: Mirror, capsys: pytest.CaptureFixture[str]) -> None:
+    """As bad input, which ends in 3, and not as a run in which every request failed."""
+    asked = ["--isl", "4", "--osl", "2", "--num-requests", "2"]
+    assert main(["throughput", "--target", url(mirror), "--endpoint", "chat", *asked]) == 3
+    assert capsys.readouterr().err.startswith("trtllm-bench: the chat endpoint takes text and the workload has token ids; give --tokenizer")
+
+
 def test_several_tokens_in_a_piece_are_counted_by_usage(mirror: Mirror) -> None:
     mirror.per_piece = 3
     result = run_load(fixed(1, 5, 9).requests(), HttpTarget(url(mirror)), Drive())

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_bench.errors import user_errors
 from trtllm_bench.load.clock import Clock, RealClock
 from trtllm_bench.load.pacing import Pacer
 from trtllm_bench.load.target import RequestOutcome, Standstill, Target
@@ -204,7 +205,8 @@ class _Run:
         try:
             self.target.submit(request, due.intended_s)
         except Exception as error:
-            self._end(RequestOutcome(request.id, self.clock.now(), 0, error=f"{type(error).__name__}: {error}"))
+            reason = str(error) if isinstance(error, user_errors()) else f"{type(error).__name__}: {error}"
+            self._end(RequestOutcome(request.id, self.clock.now(), 0, error=reason))
 
     def _end(self, outcome: RequestOutcome) -> None:
         place = self._place.get(outcome.id, -1)

@@ -32,8 +32,8 @@ from trtllm_bench.targets.http_sending import SendTrace, allow_connections, stam
 from trtllm_bench.targets.http_words import complaint, listed_models, reason, said_in, short
 from trtllm_bench.targets.openai_answer import Answer, AnswerError
 from trtllm_bench.targets.registry import Identity, OnBuild, StaticTarget, register
-from trtllm_workloads.request import RequestSpec
-from trtllm_workloads.tokens import Int32Array
+from trtllm_workloads.request import RequestSpec, Workload
+from trtllm_workloads.tokens import Int32Array, TextPrompts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -271,9 +271,8 @@ class HttpTarget(Target):
         text = request.text
         if request.prompt is not None and self.decode is not None:
             text = self.decode(request.prompt)
-        if text is None and (self.endpoint == "chat" or self.prompts == "text"):
-            what = "the chat endpoint takes text" if self.endpoint == "chat" else "prompts are to go out as text"
-            raise BenchError(f"{what} and the workload has token ids; give --tokenizer, whose decoding makes text of them")
+        if text is None:
+            self.check_token_ids()
         content: dict[str, Any] = {"model": self.model}
         if self.endpoint == "chat":
             content["messages"] = [{"role": "user", "content": text}]
@@ -289,6 +288,12 @@ class HttpTarget(Target):
         }
         optional = {name: values[name] for name in values if name in self.optional_fields}
         return {**content, "stream": True, **optional, **self.extra}
+
+    def check_token_ids(self) -> None:
+        """Raises `BenchError` where prompts of token ids must go out as text and no tokenizer makes text of them."""
+        if self.decode is None and (self.endpoint == "chat" or self.prompts == "text"):
+            what = "the chat endpoint takes text" if self.endpoint == "chat" else "prompts are to go out as text"
+            raise BenchError(f"{what} and the workload has token ids; give --tokenizer, whose decoding makes text of them")
 
     def _encoded(self, request: RequestSpec) -> bytes:
         return json.dumps(self.body(request), separators=(",", ":")).encode()
@@ -382,12 +387,25 @@ def target_of(spec: MeasurementSpec) -> HttpTarget:
     )
 
 
-def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> StaticTarget:
+class OpenServer(StaticTarget):
+    """A server that has answered; refuses a workload whose prompts its endpoint does not take before one is sent."""
+
+    def __init__(self, server: HttpTarget, identity: Identity, salt: int) -> None:
+        super().__init__(server, identity, salt)
+        self._server = server
+
+    def serve(self, workload: Workload) -> Target:
+        if not isinstance(workload.prompts, TextPrompts):
+            self._server.check_token_ids()
+        return self._server
+
+
+def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> OpenServer:
     """It does not say what precision it serves with. Raises `RunFailure` when it is not there, or does not serve the model."""
     target = target_of(spec)
     model = target.check()
     identity = Identity("http", model=model, precision="as served", settings=target.settings())
-    return StaticTarget(target, identity, salt=secrets.randbits(47) << 16)
+    return OpenServer(target, identity, salt=secrets.randbits(47) << 16)
 
 
 def _check(spec: MeasurementSpec) -> None:
