@@ -80,6 +80,29 @@ def test_merge_brings_side_tables_along_once(capsys: pytest.CaptureFixture[str],
     assert Store(tmp_path / "all").read_side("requests", row) is not None
 
 
+def test_a_source_that_cannot_be_read_stops_a_merge_before_a_store_is_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("model,precision\nx,y\n")
+    code, out, error = run(capsys, "results", "merge", tmp_path / "all", store(tmp_path / "a"), tmp_path / "other.csv")
+    assert (code, out) == (3, "")
+    assert "column row_id is missing" in error
+    assert not (tmp_path / "all").exists()
+
+
+def test_an_import_of_our_own_tables_names_merge(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    own = store(tmp_path / "a")
+    run(capsys, "results", "export", own, tmp_path / "a.csv")
+    for given, named in (
+        (own, own / "results.json"),
+        (own / "results.parquet", own / "results.parquet"),
+        (tmp_path / "a.csv", tmp_path / "a.csv"),
+    ):
+        code, _, error = run(capsys, "results", "import", tmp_path / "s", given)
+        assert code == 3
+        assert f"{named} is not a result file of another tool but a table of trtllm-bench; add its rows with `results merge`" in " ".join(
+            error.split()
+        )
+
+
 def test_import_then_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     files = [DATA / name for name in ("vllm-serve.json", "aiperf-0.13.0.json", "guidellm-0.8.1.json", "nvidia-throughput.json")]
     code, out, _ = run(capsys, "results", "import", tmp_path / "s", *files, "--set", "precision=fp8")

@@ -320,9 +320,10 @@ def merge(
 
     if is_address(str(into)) or ":/" in str(into):
         raise ResultsError(f"{into} is an address; merge into a folder of this machine")
+    rows = {source: read_rows(source) for source in sources}  # all of them, before a store is made
     store = Store(into)
     for source in sources:
-        told = conflicts(store.rows(), into.name, read_rows(source), source)
+        told = conflicts(store.rows(), into.name, rows[source], source)
         typer.echo(f"{merge_store(store, source)} new rows from {source}")
         for text in told:
             typer.echo(f"  note: {text}")

@@ -61,6 +61,13 @@ class NoResult(ResultsError):
     """A file that is whole and holds no result: another tool's, or one that a tool writes beside its result."""
 
 
+class OwnTable(NoResult):
+    """A table of this tool's own rows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not a result file of another tool but a table of trtllm-bench; add its rows with `results merge`")
+
+
 def read(
     path: Path, tool: str = "", overrides: Mapping[str, str] | None = None, passed_over: Callable[[str], None] = lambda sentence: None
 ) -> list[Row]:
@@ -80,7 +87,7 @@ def read(
         except NoResult as error:
             others.append(error)
     if others and not rows:
-        raise others[0]
+        raise next((other for other in others if isinstance(other, OwnTable)), others[0])
     for other in others:
         passed_over(str(other))
     return as_repeats({row.row_id: row for row in rows}.values())
@@ -108,12 +115,18 @@ def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
 
 
 def _read_file(path: Path, tool: str) -> list[Row]:
+    if path.name == "results.parquet":
+        raise OwnTable(path)
     text = read_text(path)
     try:
         content = _content(text, path)
         names = [tool] if tool else [name for name, importer in TOOLS.items() if importer.recognises(content)]
         if not names:
-            raise NoResult(_unknown(path, content))
+            raise (
+                OwnTable(path)
+                if isinstance(content, dict) and {"schema_version", "rows"} <= set(content)
+                else NoResult(_unknown(path, content))
+            )
     except FieldError as error:
         raise ResultsError(f"{path}: {error}") from None
     name = names[0]
@@ -145,6 +158,8 @@ def _content(text: str, path: Path) -> Any:
             return aiperf.table(lines)
         if lines and {"request_throughput", "total_input_tokens", "duration"} <= set(lines[0]):
             return vllm.table(lines)
+        if lines and {"row_id", "cell_key"} <= set(lines[0]):
+            raise OwnTable(path)
         raise ResultsError(
             f"{path} is not a result file of {', '.join(TOOLS)}: its columns are {', '.join(lines[0])[:80] if lines else 'none'}"
         )
