@@ -253,6 +253,7 @@ def test_a_mistake_is_one_sentence_and_submits_nothing(
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert said in refused(capsys, "sweep", *GRID, *flags, "--out", tmp_path / "runs")
     assert not (tmp_path / "runs" / "jobs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_submitit_it_says_what_to_install(

@@ -241,13 +241,17 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
     from trtllm_bench.sweep.cluster_view import ClusterView
     from trtllm_bench.sweep.folder import what_is_kept
     from trtllm_bench.sweep.jobs import SLURM
-    from trtllm_bench.sweep.submit import executor_of
+    from trtllm_bench.sweep.submit import check_submits, executor_of
     from trtllm_dashboards.tables import plain_console
     from trtllm_results.record.environment import Environment
 
+    def check_all(spec: Any) -> None:
+        check(spec)
+        check_submits(cluster)
+
     with ExitStack() as claim:
         defaults = partial(_defaults, on_gpus=True) if cluster.kind == SLURM else _defaults
-        spec, folder = _claimed(claim, toml, flags, out, resume, defaults, check)
+        spec, folder = _claimed(claim, toml, flags, out, resume, defaults, check_all)
         console = plain_console()
         view = ClusterView(console)
         sweep = ClusterSweep(spec, cluster, folder, view, RowMaker(Environment.capture(use_gpu=False), axes=tuple(spec.axes)))

@@ -70,6 +70,13 @@ def _errors_into(path: Path) -> Iterator[None]:
         os.close(own)
 
 
+def check_submits(cluster: Cluster) -> None:
+    """Raises `BenchError` where this host submits no jobs to the cluster, or submitit is not installed."""
+    submitit = submitit_module()
+    if cluster.kind == SLURM and submitit.SlurmExecutor.affinity() < 0:
+        raise BenchError(f"--cluster {SLURM}: there is no srun here; run it on a host that submits to Slurm, or use {LOCAL}")
+
+
 def executor_of(cluster: Cluster, part: JobPart) -> Any:
     """submitit's executor with this job's parameters. Raises `BenchError` for parameters that submitit refuses."""
     submitit = submitit_module()
@@ -80,10 +87,7 @@ def executor_of(cluster: Cluster, part: JobPart) -> Any:
         visible = _visible(gpus)
         executor.update_parameters(timeout_min=cluster.timeout_min, gpus_per_node=len(visible), visible_gpus=visible)
         return executor
-    try:
-        executor = submitit.AutoExecutor(logs, cluster=SLURM)
-    except RuntimeError:
-        raise BenchError(f"--cluster {SLURM}: there is no srun here; run it on a host that submits to Slurm, or use {LOCAL}") from None
+    executor = submitit.AutoExecutor(logs, cluster=SLURM)
     known = submitit.SlurmExecutor._valid_parameters()
     parameters: dict[str, Any] = {"name": f"trtllm-bench {part.name}", "timeout_min": cluster.timeout_min}
     parameters |= {"gpus_per_node": gpus or None, "slurm_partition": cluster.partition, "slurm_account": cluster.account}
