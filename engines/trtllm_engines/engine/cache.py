@@ -17,14 +17,15 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import trtllm_engines
 import trtllm_kernels
+from trtllm_engines import cache_locks
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.fingerprint import CPU
 from trtllm_engines.compiler.plan import ONE_GPU, ParallelLayout, Profile
@@ -38,7 +39,7 @@ from trtllm_engines.quantization.scheme import WIDE
 from trtllm_kernels import tactics
 from trtllm_kernels.files import cache_folder
 
-ENGINES, LOCKS = "engines", "locks"
+ENGINES = "engines"
 LIMIT_GIB = 100.0
 LIMIT_VARIABLE = "TRTLLM_BENCH_CACHE_GIB"
 _KEPT_OPEN = 4
@@ -89,7 +90,7 @@ def cached_engine(
     quant = plan_for(stored, precision, kv_dtype, arches=arches, context_attention=context_attention)
     for arch in arches:
         check_fits(source.config, quant, profile, arch, layout)
-    with _building(root, folder.name):
+    with cache_locks.one_at_a_time(folder.name):
         if _usable(folder, note, progress):
             _use(folder)
             return folder
@@ -127,32 +128,6 @@ def _usable(folder: Path, note: Callable[[str], None], progress: Progress | None
             folder.unlink(missing_ok=True)
         return False
     return True
-
-
-@contextmanager
-def _building(root: Path, name: str) -> Iterator[None]:
-    """One process at a time builds an engine; where the cache cannot be locked, the build itself says what is wrong with it."""
-    try:
-        (root / LOCKS).mkdir(parents=True, exist_ok=True)
-        handle = _lock(root / LOCKS / f"{name}.lock")
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(path: Path) -> int:
-    """Waits for the lock and returns its open file. A lock file that was removed meanwhile locks nothing."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        os.close(handle)
 
 
 def _use(folder: Path) -> None:
@@ -255,25 +230,11 @@ def _remove_remains(root: Path) -> None:
     """Temporary folders of builds whose process is gone: the lock of their engine can be had. Then locks without an engine."""
     for remains in (root / ENGINES).glob(".*"):
         name = remains.name[1:].rpartition(".")[0].removesuffix(".old")
-        if remains.is_dir() and not _locked(root / LOCKS / f"{name}.lock"):
+        if remains.is_dir() and not cache_locks.is_locked(cache_locks.lock_file(name)):
             shutil.rmtree(remains, ignore_errors=True)
-    for lock in (root / LOCKS).glob("*.lock"):
-        if not (root / ENGINES / lock.stem).exists() and not _locked(lock):
+    for lock in cache_locks.folder().glob("*.lock"):
+        if not (root / ENGINES / lock.stem).exists() and not cache_locks.is_locked(lock):
             lock.unlink(missing_ok=True)
-
-
-def _locked(lock: Path) -> bool:
-    try:
-        handle = os.open(lock, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
 
 
 @lru_cache(maxsize=1)
