@@ -39,6 +39,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
+    pid = 0
+    """The process that took the signals over."""
     signum = 0
     """The first signal received; 0 for none."""
     at = 0.0
@@ -56,6 +58,7 @@ _state.children, _state.sayers = set(), []
 
 def install() -> None:
     """Takes the signals over, those excepted that the process was started to ignore (nohup, a shell's background job)."""
+    _state.pid = os.getpid()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -129,6 +132,10 @@ def _ask(say: Callable[[], str]) -> None:
 
 
 def _on_signal(number: int, _: Any) -> None:
+    if os.getpid() != _state.pid:  # a child forked just now, which did not come to `_as_if_never_installed`
+        signal.signal(number, signal.SIG_DFL)
+        _send(os.getpid(), number)
+        return
     now = time.monotonic()
     if _state.signum:
         if now - _state.at > DOUBLE_S:

@@ -148,6 +148,17 @@ if os.fork() == 0: time.sleep(300)
 stop()
 os.wait()
 """,
+    "child that has just been forked": """
+import os, signal, time
+ours, (ready, told) = signal.getsignal(signal.SIGTERM), os.pipe()
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, ours)
+    os.write(told, b"!")
+    time.sleep(300)
+os.read(ready, 1)
+stop()
+os.wait()
+""",
     "pool": """
 import multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
