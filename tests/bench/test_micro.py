@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -304,6 +306,16 @@ def test_a_baseline_passes_the_same_and_fails_the_slower(tmp_path: Path) -> None
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(BenchError, match="is not a file of trtllm-bench kernels"):
         Run.load(tmp_path / "other.json")
+    written = json.loads((tmp_path / "base.json").read_text())
+    for path in (("cold", "mean_us"), ("warm", "batches", 2)):
+        damaged = copy.deepcopy(written)
+        place = damaged["results"][1]
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = 0
+        (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+        with pytest.raises(BenchError, match=r"damaged\.json: a time of attn \(linear\) decode m=8 kv=100 is not above 0"):
+            Run.load(tmp_path / "damaged.json")
 
 
 def test_inconclusive_is_explained_where_it_is_printed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,14 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     torch.save([1], tmp_path / "pytorch_model.bin")
     assert "holds a list; it must be a dictionary of tensors by name" in refused(open_weights, tmp_path)
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning(tmp_path: Path) -> None:
+    """A damaged byte says protocol 113, of which PyTorch warns before it fails."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x71}q\x00.")
+    with warnings.catch_warnings(record=True) as heard:
+        assert "pytorch_model.bin is not a whole file of PyTorch weights" in refused(open_weights, tmp_path)
+    assert not heard
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
         ),
         (GOOD + "slo = { rate = 5 }", r"slo\.rate is not a setting of a workload; known there are ttft_ms, tpot_ms, e2e_ms$"),
         (GOOD + 'arrivals = "gama:5"', r"arrivals: 'gama' is no arrival process; there are at-once"),
+        (GOOD + f'arrivals = "{"x" * 9999}"', r"arrivals: 'x{40}\.\.\.' is no arrival process; there are at-once"),
+        (GOOD + f'arrivals = "poisson:{"1," * 9999}"', r"arrivals: 'poisson:[1,]{32}\.\.\.': poisson takes rate, not '1'$"),
         (GOOD + 'conversations = { turns = "uniform:1" }', r"conversations\.turns: 'uniform:1': uniform needs high"),
         (GOOD.replace("tokens = 8", "mean = 8"), "fixed lengths take tokens; given: mean"),
         (GOOD.replace("low = 2", "low = 0"), "at least 1"),

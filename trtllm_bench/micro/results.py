@@ -72,11 +72,17 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Raises `BenchError`."""
         try:
-            return as_kind(cls, read_document(path), path)
+            run = as_kind(cls, read_document(path), path)
         except FileNotFoundError as error:
             raise BenchError(f"no kernel results at {path}; write them with trtllm-bench kernels --out {path}") from error
         except (OSError, ResultsError) as error:
             raise BenchError(f"{path} is not a file of trtllm-bench kernels --out ({error})") from error
+        for one in run.results:
+            if not all(
+                time_us > 0 for timing in (one.cold, one.warm, one.chained) if timing for time_us in (timing.mean_us, *timing.batches)
+            ):
+                raise BenchError(f"{path}: a time of {one.key} is not above 0; the file is damaged, measure again")
+        return run
 
 
 def judge(base: Run, now: Run, margin: float, alpha: float = 0.05) -> tuple[gate.Finding, ...]:

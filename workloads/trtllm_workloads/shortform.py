@@ -16,7 +16,7 @@ def build(text: str, kinds: Mapping[str, type], what: str) -> Any:
     """An object of the dataclass that `kinds` has for the text's kind. Raises `WorkloadError`; `what` is said in it."""
     kind, _, rest = (part.strip() for part in text.partition(":"))
     if kind not in kinds:
-        raise WorkloadError(f"'{kind}' is no {what}; there are {', '.join(kinds)}")
+        raise WorkloadError(f"'{shown(kind)}' is no {what}; there are {', '.join(kinds)}")
     fields = {field.name: field for field in dataclasses.fields(kinds[kind])}
     places = list(fields)
     values: dict[str, Any] = {}
@@ -25,13 +25,13 @@ def build(text: str, kinds: Mapping[str, type], what: str) -> Any:
         if not equals:
             name, number = (places[place] if place < len(places) else ""), name
         if name not in fields:
-            raise WorkloadError(f"'{text}': {kind} takes {', '.join(places) or 'nothing more'}, not '{item.strip()}'")
+            raise WorkloadError(f"'{shown(text)}': {kind} takes {', '.join(places) or 'nothing more'}, not '{shown(item.strip())}'")
         if name in values:
-            raise WorkloadError(f"'{text}': {name} is given twice; give it once")
+            raise WorkloadError(f"'{shown(text)}': {name} is given twice; give it once")
         values[name] = _value(text, name, number, str(fields[name].type))
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:
-        raise WorkloadError(f"'{text}': {kind} needs {', '.join(missing)}")
+        raise WorkloadError(f"'{shown(text)}': {kind} needs {', '.join(missing)}")
     return kinds[kind](**values)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from errno import ENOMEM
@@ -362,10 +363,13 @@ class TorchWeights(FolderWeights):
 
 
 def _load(path: Path) -> Any:
-    """Mapped into memory where the file's format allows: that of PyTorch before 1.6 is read whole."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Mapped into memory where the file's format allows: that of PyTorch before 1.6 is read whole. What PyTorch warns of a damaged file,
+    such as its pickle protocol, is left out: the error says what to do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        return torch.load(path, map_location="cpu", weights_only=True)
