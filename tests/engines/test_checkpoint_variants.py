@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,66 @@ def test_fp8_in_blocks(tmp_path: Path, config: dict[str, Any], side: int, shape:
     for module in (QUERY, DOWN, f"{LAYER}.self_attn.k_proj"):
         expected = meant[f"{module}.weight"]
         torch.testing.assert_close(values(folder, module, tuple(expected.shape)), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(64, 1), (64,), (), (2, 4)], ids=["rows", "rows in one dimension", "tensor", "blocks"])
+def test_fp8_scales_that_are_divided_by(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """As GPTQModel writes them, under the name that transformers multiplies by."""
+    codes = torch.linspace(-400, 400, 64 * 128).view(64, 128).to(torch.float8_e4m3fn)
+    scale = 2.0 ** torch.arange(1, 1 + math.prod(shape)).remainder(8).view(shape)
+    by_element = (
+        scale if scale.dim() == 0 else scale.view(64, 1) if 64 in shape else scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    )
+
+    def divided(stored: Tensors) -> None:
+        for key in [key for key in stored if key.startswith(f"{DOWN}.")]:
+            del stored[key]
+        stored |= {f"{DOWN}.weight": codes, f"{DOWN}.weight_scale_inv": scale}
+
+    folder = changed(tmp_path, "llmcompressor-w8a16", divided)
+    config = json.loads((folder / "config.json").read_text())
+    blocks = {"weight_block_size": [32, 32]} if shape == (2, 4) else {}
+    config["quantization_config"] = {"quant_method": "fp8", "method": "fp8", "weight_scale_semantics": "inverse", **blocks}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(values(folder, DOWN, (64, 128)), codes.float() / by_element, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("autoround-gptq4-asym", {"rotation": "hadamard"}),
+        ("autoround-gptq4-asym", {"spinquant_config": {"r4": True}}),
+        ("autoround-awq4", {"rotation_config": {"hadamard_type": "hadamard"}}),
+        ("autoround-fp8-static", {"rotation_config": {"hadamard_type": "hadamard"}}),
+    ],
+)
+def test_weights_behind_a_rotation_are_refused_whatever_the_precision(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    folder = changed(tmp_path, name, lambda stored: None, **config)
+    with pytest.raises(EngineError, match=f"activations that are rotated .{next(iter(config))}"):
+        default_precision(folder, gpu=False)
+    with pytest.raises(EngineError, match=r"down_proj\.q?weight: its \w+ values in .* are codes.*which no engine here runs"):
+        values(folder, DOWN, (64, 128))
+
+
+def test_what_is_left_of_a_weight_beside_a_product_of_low_rank_is_refused(tmp_path: Path) -> None:
+    def svdquant(stored: Tensors) -> None:
+        stored[f"{DOWN}.svdquant_lora_a"] = torch.ones(4, 128)
+        stored[f"{DOWN}.svdquant_lora_b"] = torch.ones(64, 4)
+
+    for algorithm in ("NVFP4_SVD", "NVFP4"):
+        folder = changed(tmp_path / algorithm, "modelopt-nvfp4", svdquant, quant_algo=algorithm)
+        with pytest.raises(EngineError, match=r"down_proj\.weight: its U8 values in .* are codes, quantized by ModelOpt's NVFP4"):
+            values(folder, DOWN, (64, 128))
+
+
+def test_the_codes_of_another_tool_that_calls_itself_bitsandbytes_are_named(tmp_path: Path) -> None:
+    """GPTQModel's names for the parts are others."""
+    folder = changed(tmp_path, "bitsandbytes-int8", lambda stored: stored.pop(f"{DOWN}.SCB"))
+    whole = json.loads((folder / "config.json").read_text())
+    whole["quantization_config"] = {"quant_method": "bitsandbytes", "bits": 8, "format": "int8"}
+    (folder / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(EngineError, match=r"down_proj\.weight: its I8 values in .* are codes, quantized by bitsandbytes \(int8\)"):
+        values(folder, DOWN, (64, 128))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ whichever of its names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from math import gcd
 from typing import Annotated
 
@@ -25,11 +27,14 @@ CODES = "F8_E4M3"
 POWER_OF_TWO = "F8_E8M0"
 WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
+_DIVIDED_BY = "inverse"
+"""GPTQModel's `weight_scale_semantics`: weights are divided by what it calls `weight_scale_inv`, which transformers multiplies by."""
 
 
 class _Fp8(Stated):
     activation_scheme: Name | None = None
     weight_block_size: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=2, max_length=2)] | None = None
+    weight_scale_semantics: Name | None = None
     modules_to_not_convert: Names | None = None
     ignored_layers: Names | None = None
 
@@ -39,9 +44,12 @@ class Fp8Format(Format):
     def reads(file: str, method: str) -> bool:
         return method in ("fp8", "fbgemm_fp8", f"{AUTO_ROUND}auto_round:fp8", f"{AUTO_ROUND}auto_round:fp8_static")
 
-    @property
+    @cached_property
     def _config(self) -> _Fp8:
-        return checked_config(_Fp8, self)
+        config = checked_config(_Fp8, self)
+        if config.weight_scale_semantics not in (None, _DIVIDED_BY):
+            raise self.unknown(f"fp8 with weight_scale_semantics {config.weight_scale_semantics[:60]}")
+        return config
 
     def rules(self) -> Sequence[Rule]:
         config = self._config
@@ -58,7 +66,10 @@ class Fp8Format(Format):
 
     def stored(self, module: str) -> StoredCodes | None:
         blocks = self._config.weight_block_size
-        return stored_fp8(self.tensors, module, blocks[0] if blocks else None)
+        stored = stored_fp8(self.tensors, module, blocks[0] if blocks else None)
+        if stored is None or self._config.weight_scale_semantics is None:
+            return stored
+        return replace(stored, scale=lambda: 1.0 / stored.scale())
 
 
 def scale_name(tensors: StoredTensors, weight: str) -> str | None:
