@@ -302,6 +302,45 @@ def test_what_is_left_of_a_weight_beside_a_product_of_low_rank_is_refused(tmp_pa
             values(folder, DOWN, (64, 128))
 
 
+def test_symmetric_awq_stores_the_same_zero_point_everywhere(tmp_path: Path) -> None:
+    """As auto-round and GPTQModel write it: `zero_point` false, and 8 in every nibble."""
+
+    def symmetric(stored: Tensors) -> None:
+        for key in [key for key in stored if key.endswith("qzeros")]:
+            stored[key] = torch.full_like(stored[key], -0x77777778)
+
+    name = "autoround-awq4"
+    own = {"quant_method": "awq", "version": "gemm", "zero_point": False, "sym": True}
+    folder = changed(tmp_path, name, symmetric, **own)
+    assert schemes(folder, QUERY) == ["int4, one scale per group of 32"]
+    stored = load_file(folder / "model.safetensors")
+    octets = stored[f"{QUERY}.qweight"].view(torch.uint8)
+    nibbles = torch.stack((octets & 15, octets >> 4), -1).flatten(1).unflatten(1, (-1, 8))[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1)
+    expected = (nibbles.float() - 8) * stored[f"{QUERY}.scales"].float().repeat_interleave(32, 0)
+    torch.testing.assert_close(values(folder, QUERY, (64, 64)), expected.T, atol=0, rtol=0)
+    with pytest.raises(EngineError, match=r"q_proj\.qzeros in .* has zero points other than 8, and config\.json says none"):
+        values(changed(tmp_path / "asymmetric", name, lambda stored: None, **own), QUERY, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("modelopt-mixed", {"quant_algo": "MXFP8"}),
+        ("autoround-fp8-static", {"packing_format": "auto_round:llm_compressor", "data_type": "mx_fp", "bits": 8}),
+    ],
+)
+def test_fp8_with_scales_of_32_columns_is_named(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    def mxfp8(stored: Tensors) -> None:
+        for key in [key for key in stored if key.startswith(f"{DOWN}.")]:
+            del stored[key]
+        stored |= {f"{DOWN}.weight": torch.ones(64, 128).to(torch.float8_e4m3fn), f"{DOWN}.weight_scale": torch.ones(64, 4).byte()}
+
+    with pytest.raises(
+        EngineError, match=r"down_proj\.weight: its F8_E4M3 values in .* are codes, quantized by .*, which no engine here runs"
+    ):
+        values(changed(tmp_path, name, mxfp8, **config), DOWN, (64, 128))
+
+
 def test_the_codes_of_another_tool_that_calls_itself_bitsandbytes_are_named(tmp_path: Path) -> None:
     """GPTQModel's names for the parts are others."""
     folder = changed(tmp_path, "bitsandbytes-int8", lambda stored: stored.pop(f"{DOWN}.SCB"))

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, part_of_name
-from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors
+from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors, UnknownQuantization
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import definition
@@ -91,6 +91,11 @@ def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) ->
     dtype, scale_shape = tensors.header(scale)
     if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's block scales: [N / 128, 1, K / 128, 1]
         scale_shape = scale_shape[::2]
+    if dtype == "U8":
+        raise UnknownQuantization(
+            f"{tensors.folder} is quantized to MXFP8 (such as {name}), which no engine here runs; "
+            f"use the original checkpoint, or one quantized in a way that docs/quantization.md lists"
+        )
     if dtype not in (*WIDE, POWER_OF_TWO):
         raise EngineError(f"scale {scale} in {tensors.folder} is stored as {dtype}; it must be a wide number")
 
