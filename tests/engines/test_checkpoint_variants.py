@@ -341,6 +341,40 @@ def test_fp8_with_scales_of_32_columns_is_named(tmp_path: Path, name: str, confi
         values(changed(tmp_path, name, mxfp8, **config), DOWN, (64, 128))
 
 
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_rows_beside_factors_of_inputs_have_finite_scales(tmp_path: Path, damage: float) -> None:
+    def damaged(stored: Tensors) -> None:
+        stored[f"{DOWN}.weight_scale"][-1] = damage
+
+    folder = changed(tmp_path, "modelopt-int8-sq", damaged)
+    assert f"{DOWN}.pre_quant_scale" in load_file(folder / "model.safetensors")
+    with pytest.raises(EngineError, match=r"down_proj\.weight: a scale of its codes is not finite"):
+        logits(folder, plan_for(folder, "int8_sq"))
+
+
+def test_nf4_codes_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = changed(tmp_path, "bitsandbytes-nf4-double", lambda stored: stored.pop(f"{DOWN}.weight"))
+    with pytest.raises(EngineError, match=r"has no .*down_proj\.weight, which the codes of .*down_proj need"):
+        values(folder, DOWN, (64, 128))
+
+
+def test_nvfp4_scales_with_rows_and_columns_exchanged_are_named(tmp_path: Path) -> None:
+    def transposed(stored: Tensors) -> None:
+        stored[f"{DOWN}.weight_scale"] = stored[f"{DOWN}.weight_scale"].T.contiguous()
+
+    with pytest.raises(EngineError, match=r"down_proj\.weight_scale in .* does not have as many scales for each of 64 rows"):
+        values(changed(tmp_path, "modelopt-nvfp4", transposed), DOWN, (64, 128))
+
+
+def test_an_empty_scale_of_an_input_is_named(tmp_path: Path) -> None:
+    def emptied(stored: Tensors) -> None:
+        stored[f"{DOWN}.input_scale"] = torch.zeros(0)
+
+    source = open_weights(changed(tmp_path, "llmcompressor-w8a16", emptied))
+    with pytest.raises(EngineError, match=r"down_proj\.input_scale in .* is empty; it must be a wide number"):
+        source.input_scale(f"{DOWN}.input_scale")
+
+
 def test_the_codes_of_another_tool_that_calls_itself_bitsandbytes_are_named(tmp_path: Path) -> None:
     """GPTQModel's names for the parts are others."""
     folder = changed(tmp_path, "bitsandbytes-int8", lambda stored: stored.pop(f"{DOWN}.SCB"))

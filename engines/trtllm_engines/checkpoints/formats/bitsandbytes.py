@@ -106,7 +106,8 @@ class BitsAndBytes(Format):
     def _check_bytes(self, name: str, count: int) -> None:
         """Raises `EngineError` unless tensor `name` is one column of words that make `count` bytes."""
         words = {"U8": count, "F16": count // 2, "BF16": count // 2, "F32": count // 4}
-        self.need(name, tuple(words), (words.get(self.tensors.header(name)[0], 0), 1))
+        self.need(name, tuple(words))
+        self.need(name, tuple(words), (words[self.tensors.header(name)[0]], 1))
 
     def _state(self, module: str) -> _State:
         text = bytes(self.tensors.tensor(f"{module}.{_STATE}").flatten().tolist()).decode(errors="replace")

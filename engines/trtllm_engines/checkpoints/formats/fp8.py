@@ -27,6 +27,8 @@ CODES = "F8_E4M3"
 POWER_OF_TWO = "F8_E8M0"
 WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
+_MX_GROUP = 32
+"""Columns that share a power of two in OCP's MXFP8."""
 _DIVIDED_BY = "inverse"
 """GPTQModel's `weight_scale_semantics`: weights are divided by what it calls `weight_scale_inv`, which transformers multiplies by."""
 
@@ -91,7 +93,7 @@ def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) ->
     dtype, scale_shape = tensors.header(scale)
     if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's block scales: [N / 128, 1, K / 128, 1]
         scale_shape = scale_shape[::2]
-    if dtype == "U8":
+    if dtype == "U8" and scale_shape == (rows, -(-columns // _MX_GROUP)):
         raise UnknownQuantization(
             f"{tensors.folder} is quantized to MXFP8 (such as {name}), which no engine here runs; "
             f"use the original checkpoint, or one quantized in a way that docs/quantization.md lists"

@@ -145,8 +145,9 @@ class ModelOpt(Format):
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight", f"{module}.weight_scale", f"{module}.weight_scale_2"
         rows, half = self.matrix(name, ("U8",))
-        groups = math.prod(self.need(scale, ("F8_E4M3", "U8"))) // rows
-        if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
+        scale_shape = self.need(scale, ("F8_E4M3", "U8"))
+        groups = math.prod(scale_shape) // rows
+        if groups * rows != math.prod(scale_shape) or scale_shape[0] not in (rows, groups * rows):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = groups_of(name, 2 * half, groups, self.folder).size
         nvidias = self.fp4_scales(scale, whole)
