@@ -147,7 +147,7 @@ class ModelOpt(Format):
         rows, half = self.matrix(name, ("U8",))
         scale_shape = self.need(scale, ("F8_E4M3", "U8"))
         groups = math.prod(scale_shape) // rows
-        if groups * rows != math.prod(scale_shape) or scale_shape[0] not in (rows, groups * rows):
+        if groups * rows != math.prod(scale_shape) or scale_shape[:1] not in ((rows,), (groups * rows,)):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = groups_of(name, 2 * half, groups, self.folder).size
         nvidias = self.fp4_scales(scale, whole)
