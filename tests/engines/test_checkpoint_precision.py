@@ -105,6 +105,17 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
             {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq", "rotation_config": {"type": "hadamard"}},
             "auto-round with activations that are rotated",
         ),
+        (
+            {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq", "rotation_config": {"type": "hadamard"}},
+            r"auto-round with activations that are rotated \(rotation_config\)",
+        ),
+        (
+            {"quant_method": "auto-round", "bits": 8, "packing_format": "auto_round:fp8", "spinquant_config": {"r1": False, "r4": True}},
+            r"auto-round with activations that are rotated \(spinquant_config\)",
+        ),
+        ({"quant_method": "gptq", "bits": 4, "spinquant_config": {"r1": True}}, r"rotated \(spinquant_config\)"),
+        ({"quant_method": "gptq", "bits": 4, "rotation": "hadamard"}, r"GPTQModel with activations that are rotated \(rotation\)"),
+        ({"quant_method": "fp8", "weight_scale_semantics": "direct"}, "fp8 with weight_scale_semantics direct"),
         ({**compressed({"weights": INT8}), "format": "marlin-24"}, "compressed-tensors in the layout marlin-24"),
         (
             {**compressed({"weights": INT8}), "transform_config": {"config_groups": {"R4": {"apply": [{"location": "input"}]}}}},
@@ -123,6 +134,11 @@ def test_a_checkpoint_says_its_precision(tmp_path: Path, config: Any, apart: Any
 def test_other_quantizations_are_named_and_refused(tmp_path: Path, config: dict[str, Any], named: str) -> None:
     with pytest.raises(EngineError, match=named):
         checkpoint_precision(folder(tmp_path, config))
+
+
+def test_rotations_that_are_part_of_the_weights_change_nothing(tmp_path: Path) -> None:
+    offline = {"r1": True, "online_r1_rotation": False, "r2": True, "r3": True, "r4": False}
+    assert checkpoint_precision(folder(tmp_path, {"quant_method": "gptq", "bits": 4, "spinquant_config": offline})) == "int4"
 
 
 def test_names_of_modules_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:

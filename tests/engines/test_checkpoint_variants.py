@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,139 @@ def test_fp8_in_blocks(tmp_path: Path, config: dict[str, Any], side: int, shape:
     for module in (QUERY, DOWN, f"{LAYER}.self_attn.k_proj"):
         expected = meant[f"{module}.weight"]
         torch.testing.assert_close(values(folder, module, tuple(expected.shape)), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(64, 1), (64,), (), (2, 4)], ids=["rows", "rows in one dimension", "tensor", "blocks"])
+def test_fp8_scales_that_are_divided_by(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """As GPTQModel writes them, under the name that transformers multiplies by."""
+    codes = torch.linspace(-400, 400, 64 * 128).view(64, 128).to(torch.float8_e4m3fn)
+    scale = 2.0 ** torch.arange(1, 1 + math.prod(shape)).remainder(8).view(shape)
+    by_element = (
+        scale if scale.dim() == 0 else scale.view(64, 1) if 64 in shape else scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    )
+
+    def divided(stored: Tensors) -> None:
+        for key in [key for key in stored if key.startswith(f"{DOWN}.")]:
+            del stored[key]
+        stored |= {f"{DOWN}.weight": codes, f"{DOWN}.weight_scale_inv": scale}
+
+    folder = changed(tmp_path, "llmcompressor-w8a16", divided)
+    config = json.loads((folder / "config.json").read_text())
+    blocks = {"weight_block_size": [32, 32]} if shape == (2, 4) else {}
+    config["quantization_config"] = {"quant_method": "fp8", "method": "fp8", "weight_scale_semantics": "inverse", **blocks}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(values(folder, DOWN, (64, 128)), codes.float() / by_element, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("autoround-gptq4-asym", {"rotation": "hadamard"}),
+        ("autoround-gptq4-asym", {"spinquant_config": {"r4": True}}),
+        ("autoround-awq4", {"rotation_config": {"hadamard_type": "hadamard"}}),
+        ("autoround-fp8-static", {"rotation_config": {"hadamard_type": "hadamard"}}),
+    ],
+)
+def test_weights_behind_a_rotation_are_refused_whatever_the_precision(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    folder = changed(tmp_path, name, lambda stored: None, **config)
+    with pytest.raises(EngineError, match=f"activations that are rotated .{next(iter(config))}"):
+        default_precision(folder, gpu=False)
+    with pytest.raises(EngineError, match=r"down_proj\.q?weight: its \w+ values in .* are codes.*which no engine here runs"):
+        values(folder, DOWN, (64, 128))
+
+
+def test_what_is_left_of_a_weight_beside_a_product_of_low_rank_is_refused(tmp_path: Path) -> None:
+    def svdquant(stored: Tensors) -> None:
+        stored[f"{DOWN}.svdquant_lora_a"] = torch.ones(4, 128)
+        stored[f"{DOWN}.svdquant_lora_b"] = torch.ones(64, 4)
+
+    for algorithm in ("NVFP4_SVD", "NVFP4"):
+        folder = changed(tmp_path / algorithm, "modelopt-nvfp4", svdquant, quant_algo=algorithm)
+        with pytest.raises(EngineError, match=r"down_proj\.weight: its U8 values in .* are codes, quantized by ModelOpt's NVFP4"):
+            values(folder, DOWN, (64, 128))
+
+
+def test_symmetric_awq_stores_the_same_zero_point_everywhere(tmp_path: Path) -> None:
+    """As auto-round and GPTQModel write it: `zero_point` false, and 8 in every nibble."""
+
+    def symmetric(stored: Tensors) -> None:
+        for key in [key for key in stored if key.endswith("qzeros")]:
+            stored[key] = torch.full_like(stored[key], -0x77777778)
+
+    name = "autoround-awq4"
+    own = {"quant_method": "awq", "version": "gemm", "zero_point": False, "sym": True}
+    folder = changed(tmp_path, name, symmetric, **own)
+    assert schemes(folder, QUERY) == ["int4, one scale per group of 32"]
+    stored = load_file(folder / "model.safetensors")
+    octets = stored[f"{QUERY}.qweight"].view(torch.uint8)
+    nibbles = torch.stack((octets & 15, octets >> 4), -1).flatten(1).unflatten(1, (-1, 8))[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1)
+    expected = (nibbles.float() - 8) * stored[f"{QUERY}.scales"].float().repeat_interleave(32, 0)
+    torch.testing.assert_close(values(folder, QUERY, (64, 64)), expected.T, atol=0, rtol=0)
+    with pytest.raises(EngineError, match=r"q_proj\.qzeros in .* has zero points other than 8, and config\.json says none"):
+        values(changed(tmp_path / "asymmetric", name, lambda stored: None, **own), QUERY, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("modelopt-mixed", {"quant_algo": "MXFP8"}),
+        ("autoround-fp8-static", {"packing_format": "auto_round:llm_compressor", "data_type": "mx_fp", "bits": 8}),
+    ],
+)
+def test_fp8_with_scales_of_32_columns_is_named(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    def mxfp8(stored: Tensors) -> None:
+        for key in [key for key in stored if key.startswith(f"{DOWN}.")]:
+            del stored[key]
+        stored |= {f"{DOWN}.weight": torch.ones(64, 128).to(torch.float8_e4m3fn), f"{DOWN}.weight_scale": torch.ones(64, 4).byte()}
+
+    with pytest.raises(
+        EngineError, match=r"down_proj\.weight: its F8_E4M3 values in .* are codes, quantized by .*, which no engine here runs"
+    ):
+        values(changed(tmp_path, name, mxfp8, **config), DOWN, (64, 128))
+
+
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+def test_rows_beside_factors_of_inputs_have_finite_scales(tmp_path: Path, damage: float) -> None:
+    def damaged(stored: Tensors) -> None:
+        stored[f"{DOWN}.weight_scale"][-1] = damage
+
+    folder = changed(tmp_path, "modelopt-int8-sq", damaged)
+    assert f"{DOWN}.pre_quant_scale" in load_file(folder / "model.safetensors")
+    with pytest.raises(EngineError, match=r"down_proj\.weight: a scale of its codes is not finite"):
+        logits(folder, plan_for(folder, "int8_sq"))
+
+
+def test_nf4_codes_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = changed(tmp_path, "bitsandbytes-nf4-double", lambda stored: stored.pop(f"{DOWN}.weight"))
+    with pytest.raises(EngineError, match=r"has no .*down_proj\.weight, which the codes of .*down_proj need"):
+        values(folder, DOWN, (64, 128))
+
+
+def test_nvfp4_scales_with_rows_and_columns_exchanged_are_named(tmp_path: Path) -> None:
+    def transposed(stored: Tensors) -> None:
+        stored[f"{DOWN}.weight_scale"] = stored[f"{DOWN}.weight_scale"].T.contiguous()
+
+    with pytest.raises(EngineError, match=r"down_proj\.weight_scale in .* does not have as many scales for each of 64 rows"):
+        values(changed(tmp_path, "modelopt-nvfp4", transposed), DOWN, (64, 128))
+
+
+def test_an_empty_scale_of_an_input_is_named(tmp_path: Path) -> None:
+    def emptied(stored: Tensors) -> None:
+        stored[f"{DOWN}.input_scale"] = torch.zeros(0)
+
+    source = open_weights(changed(tmp_path, "llmcompressor-w8a16", emptied))
+    with pytest.raises(EngineError, match=r"down_proj\.input_scale in .* is empty; it must be a wide number"):
+        source.input_scale(f"{DOWN}.input_scale")
+
+
+def test_the_codes_of_another_tool_that_calls_itself_bitsandbytes_are_named(tmp_path: Path) -> None:
+    """GPTQModel's names for the parts are others."""
+    folder = changed(tmp_path, "bitsandbytes-int8", lambda stored: stored.pop(f"{DOWN}.SCB"))
+    whole = json.loads((folder / "config.json").read_text())
+    whole["quantization_config"] = {"quant_method": "bitsandbytes", "bits": 8, "format": "int8"}
+    (folder / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(EngineError, match=r"down_proj\.weight: its I8 values in .* are codes, quantized by bitsandbytes \(int8\)"):
+        values(folder, DOWN, (64, 128))
 
 
 @pytest.mark.parametrize(

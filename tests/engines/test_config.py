@@ -197,3 +197,14 @@ def test_a_tokenizer_that_is_a_broken_link_is_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to("gone.json")
     with pytest.raises(EngineError, match=r"tokenizer\.json is a link to a file that does not exist"):
         _copy_tokenizer(tmp_path, tmp_path / "engine")
+
+
+def test_rotations_as_transformers_saves_them_of_a_model_that_states_none() -> None:
+    """GPT-J has no parameters of its rotations; what transformers adds when it saves one is the default."""
+    parameters = {"architectures": ["GPTJForCausalLM"], "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 64}
+    parameters["rotary_dim"] = 8
+    saved = config_from_hf({**parameters, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, "m")
+    assert saved.rope == config_from_hf(parameters, "m").rope
+    for changed in ({"rope_theta": 5e5, "rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}):
+        with pytest.raises(EngineError, match=r"rope_parameters is .* changes the model's results"):
+            config_from_hf({**parameters, "rope_parameters": changed}, "m")

@@ -225,8 +225,10 @@ class FolderWeights(ABC):
         """The largest element of the first of these tensors that there is."""
         for name in spellings:
             if name in self._shard_of:
-                if self.header(name)[0] not in WIDE or 0 in self.header(name)[1]:
-                    raise EngineError(f"scale {name} in {self.folder} is stored as {self.header(name)[0]}; it must be a wide number")
+                dtype, shape = self.header(name)
+                if dtype not in WIDE or 0 in shape:
+                    stored = f"stored as {dtype}" if dtype not in WIDE else "empty"
+                    raise EngineError(f"scale {name} in {self.folder} is {stored}; it must be a wide number")
                 return check_scale(name, float(self.tensor(name).float().max()), str(self._shard_of[name]))
         return None
 

@@ -62,9 +62,10 @@ def _stacked(recipe: WeightRecipe, parts: list[Tensor]) -> Tensor:
 
 
 def stacked_codes(recipe: WeightRecipe, source: WeightSource, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(codes [N, K], fp32 scales [N, 1]) of weights with one scale per row."""
+    """(codes [N, K], fp32 scales [N, 1]) of weights with one scale per row. Raises `EngineError` where one is not finite."""
     parts = parts_of(recipe, source, device)
-    return _stacked(recipe, [part.codes() for part in parts]), _stacked(recipe, [part.scale().float() for part in parts]).contiguous()
+    codes = _stacked(recipe, [_finite(part, "code", part.codes()) for part in parts])
+    return codes, _stacked(recipe, [_scale(part).float() for part in parts]).contiguous()
 
 
 def _codes(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:

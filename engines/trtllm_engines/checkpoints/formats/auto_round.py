@@ -7,7 +7,7 @@ AutoAWQ's layouts, and in fp8, the readers of those take.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,7 +37,6 @@ class _Numbers(Stated):
 
 
 class _Config(_Numbers):
-    rotation_config: Any = None
     extra_config: dict[Name, _Numbers] | None = None
 
     def as_groups(self) -> Config:
@@ -73,7 +72,4 @@ class AutoRound(CompressedTensors):
 
     @cached_property
     def _config(self) -> Config:
-        stated = checked_config(_Config, self)
-        if stated.rotation_config:
-            raise self.unknown("auto-round with activations that are rotated")
-        return stated.as_groups()
+        return checked_config(_Config, self).as_groups()

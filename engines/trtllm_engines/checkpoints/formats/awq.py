@@ -25,10 +25,13 @@ from trtllm_engines.checkpoints.formats.config import (
 )
 from trtllm_engines.checkpoints.formats.format import GROUP_SCALES, SCALES, Format, Rule, groups_of, words_to_codes
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
+from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.module_names import expression
 from trtllm_engines.quantization.scheme import Codes, Inputs, QuantScheme
 
 _NIBBLE_OF_COLUMN = (0, 4, 1, 5, 2, 6, 3, 7)
+_MIDDLE = 8
+"""The zero point of symmetric codes: it is stored without `zero_point`, too (auto-round and GPTQModel write such)."""
 
 
 class _Config(Stated):
@@ -51,9 +54,8 @@ class Awq(Format):
     def _config(self) -> _Config:
         config = checked_config(_Config, self)
         bits = config.bits or config.w_bit
-        if bits != 4 or config.version.lower() != "gemm" or not config.zero_point:
-            zeros = "" if config.zero_point else " without zero points"
-            raise self.unknown(f"AWQ with {bits} bits in the layout {config.version[:60]}{zeros}")
+        if bits != 4 or config.version.lower() != "gemm":
+            raise self.unknown(f"AWQ with {bits} bits in the layout {config.version[:60]}")
         for name, settings in (config.extra_config or {}).items():
             if settings.bits not in (None, 4) and settings.bits < WIDE_BITS:
                 raise self.unknown(f"AWQ with {settings.bits} bits in {name[:60]}")
@@ -74,7 +76,8 @@ class Awq(Format):
         return [(pattern, self._of_groups(size)) for pattern, size in self._group_sizes]
 
     def _of_groups(self, size: int) -> QuantScheme:
-        kind = Codes("int4", "group", size, True, "fp16") if size > 0 else Codes("int4", "row", zero_point=True)
+        zero = self._config.zero_point
+        kind = Codes("int4", "group", size, zero, "fp16") if size > 0 else Codes("int4", "row", zero_point=zero)
         return self.scheme(kind, Inputs(), "AWQ")
 
     def wide(self) -> Sequence[str]:
@@ -92,17 +95,24 @@ class Awq(Format):
         self.need(scales, GROUP_SCALES, (groups, rows))
         self.need(qzeros, ("I32",), (groups, words))
         grouping = groups_of(f"{module}.weight", columns, groups, self.folder, self._group_size(module))
+        zero = self._config.zero_point
         if groups > 1:
-            kind = Codes("int4", "group", grouping.size, True, SCALES[self.tensors.header(scales)[0]])
+            kind = Codes("int4", "group", grouping.size, zero, SCALES[self.tensors.header(scales)[0]])
         else:
-            kind = Codes("int4", "row", zero_point=True)
+            kind = Codes("int4", "row", zero_point=zero)
+
+        def codes() -> Tensor:
+            if not zero and not bool((self._unpacked(qzeros) == _MIDDLE).all()):
+                raise EngineError(f"tensor {qzeros} in {self.folder} has zero points other than {_MIDDLE}, and {self.file} says none")
+            return self._unpacked(qweight).T.contiguous()
+
         return StoredCodes(
             f"{module}.weight",
             kind,
             (rows, columns),
-            lambda: self._unpacked(qweight).T.contiguous(),
+            codes,
             lambda: grouping.spread(self.tensors.tensor(scales).T.contiguous()),
-            lambda: grouping.spread(self._unpacked(qzeros).T.float()),
+            (lambda: grouping.spread(self._unpacked(qzeros).T.float())) if zero else None,
         )
 
     def _unpacked(self, name: str) -> Tensor:

@@ -68,6 +68,7 @@ class BitsAndBytes(Format):
         return [within_name(name) for name in self._config.llm_int8_skip_modules or ()]
 
     def stored(self, module: str) -> StoredCodes | None:
+        _ = self._config  # refuses forms that only look like these
         name = f"{module}.weight"
         dtype = self.tensors.header(name)[0] if self.has(name) else ""
         if dtype == "I8":
@@ -78,7 +79,6 @@ class BitsAndBytes(Format):
         return self._nf4(module) if dtype == "U8" or self.has(f"{name}{ABSMAX}") else None
 
     def _nf4(self, module: str) -> StoredCodes:
-        assert self._config
         name, absmax = f"{module}.weight", f"{module}.weight{ABSMAX}"
         self.need(f"{module}.{_STATE}", ("U8",))
         state = self._state(module)
@@ -106,7 +106,8 @@ class BitsAndBytes(Format):
     def _check_bytes(self, name: str, count: int) -> None:
         """Raises `EngineError` unless tensor `name` is one column of words that make `count` bytes."""
         words = {"U8": count, "F16": count // 2, "BF16": count // 2, "F32": count // 4}
-        self.need(name, tuple(words), (words.get(self.tensors.header(name)[0], 0), 1))
+        self.need(name, tuple(words))
+        self.need(name, tuple(words), (words[self.tensors.header(name)[0]], 1))
 
     def _state(self, module: str) -> _State:
         text = bytes(self.tensors.tensor(f"{module}.{_STATE}").flatten().tolist()).decode(errors="replace")

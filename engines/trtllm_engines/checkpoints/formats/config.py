@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,21 @@ EVERY_LINEAR = "Linear"
 """compressed-tensors' target for all products: the class of their modules."""
 EMBEDDINGS = "Embedding"
 """Its target for tables of token vectors, which are of another class."""
+
+
+def _rotates_between_products(stated: Any) -> bool:
+    """auto-round's SpinQuant: R1 may be multiplied into weights, as R2 always is; R3 cancels out in attention."""
+    if not isinstance(stated, dict):
+        return bool(stated)
+    return bool(stated.get("r4") or (stated.get("r1", True) and stated.get("online_r1_rotation", True)))
+
+
+_ROTATIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "rotation_config": ("auto-round", bool),
+    "spinquant_config": ("auto-round", _rotates_between_products),
+    "rotation": ("GPTQModel", bool),
+}
+"""Keys of configurations that may state a rotation of activations: (tool that writes it, whether what it says is one)."""
 
 
 class Stated(BaseModel):
@@ -61,7 +77,11 @@ Model = TypeVar("Model", bound=Stated)
 
 
 def checked_config(model: type[Model], source: Format) -> Model:
-    """The configuration of `source` as `model`. Raises `EngineError` naming the file and the field."""
+    """The configuration of `source` as `model`. Raises `EngineError` naming the file and the field, and `UnknownQuantization` for a model
+    that multiplies its activations by a rotation: its weights are right only behind that."""
+    for key, (tool, rotates) in _ROTATIONS.items():
+        if rotates(source.config.get(key)):
+            raise source.unknown(f"{tool} with activations that are rotated ({key})")
     return checked(model, source.config, str(source.path))
 
 

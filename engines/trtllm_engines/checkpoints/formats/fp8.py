@@ -8,6 +8,8 @@ whichever of its names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from math import gcd
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, Name, Names, Stated, checked_config, part_of_name
-from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors
+from trtllm_engines.checkpoints.formats.format import WIDE, Format, Rule, StoredTensors, UnknownQuantization
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.registry import definition
@@ -25,11 +27,16 @@ CODES = "F8_E4M3"
 POWER_OF_TWO = "F8_E8M0"
 WEIGHT_SCALES = ("_scale", "_scale_inv")
 """Endings of the name of a weight's scale: ModelOpt's and compressed-tensors', and that of transformers' fp8. Both are multiplied by."""
+_MX_GROUP = 32
+"""Columns that share a power of two in OCP's MXFP8."""
+_DIVIDED_BY = "inverse"
+"""GPTQModel's `weight_scale_semantics`: weights are divided by what it calls `weight_scale_inv`, which transformers multiplies by."""
 
 
 class _Fp8(Stated):
     activation_scheme: Name | None = None
     weight_block_size: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=2, max_length=2)] | None = None
+    weight_scale_semantics: Name | None = None
     modules_to_not_convert: Names | None = None
     ignored_layers: Names | None = None
 
@@ -39,9 +46,12 @@ class Fp8Format(Format):
     def reads(file: str, method: str) -> bool:
         return method in ("fp8", "fbgemm_fp8", f"{AUTO_ROUND}auto_round:fp8", f"{AUTO_ROUND}auto_round:fp8_static")
 
-    @property
+    @cached_property
     def _config(self) -> _Fp8:
-        return checked_config(_Fp8, self)
+        config = checked_config(_Fp8, self)
+        if config.weight_scale_semantics not in (None, _DIVIDED_BY):
+            raise self.unknown(f"fp8 with weight_scale_semantics {config.weight_scale_semantics[:60]}")
+        return config
 
     def rules(self) -> Sequence[Rule]:
         config = self._config
@@ -58,7 +68,10 @@ class Fp8Format(Format):
 
     def stored(self, module: str) -> StoredCodes | None:
         blocks = self._config.weight_block_size
-        return stored_fp8(self.tensors, module, blocks[0] if blocks else None)
+        stored = stored_fp8(self.tensors, module, blocks[0] if blocks else None)
+        if stored is None or self._config.weight_scale_semantics is None:
+            return stored
+        return replace(stored, scale=lambda: 1.0 / stored.scale())
 
 
 def scale_name(tensors: StoredTensors, weight: str) -> str | None:
@@ -80,6 +93,11 @@ def stored_fp8(tensors: StoredTensors, module: str, block: int | None = None) ->
     dtype, scale_shape = tensors.header(scale)
     if len(scale_shape) == 4 and scale_shape[1::2] == (1, 1):  # ModelOpt's block scales: [N / 128, 1, K / 128, 1]
         scale_shape = scale_shape[::2]
+    if dtype == "U8" and scale_shape == (rows, -(-columns // _MX_GROUP)):
+        raise UnknownQuantization(
+            f"{tensors.folder} is quantized to MXFP8 (such as {name}), which no engine here runs; "
+            f"use the original checkpoint, or one quantized in a way that docs/quantization.md lists"
+        )
     if dtype not in (*WIDE, POWER_OF_TWO):
         raise EngineError(f"scale {scale} in {tensors.folder} is stored as {dtype}; it must be a wide number")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
@@ -56,7 +56,6 @@ class _Config(Stated):
     packing_format: Name | None = None
     modules_to_not_convert: Names | None = None
     lm_head: bool = False
-    rotation_config: Any = None
     dynamic: dict[Name, _Settings] | None = None
     extra_config: dict[Name, _Settings] | None = None
 
@@ -76,8 +75,6 @@ class Gptq(Format):
     @cached_property
     def _config(self) -> _Config:
         config = checked_config(_Config, self)
-        if config.rotation_config:
-            raise self.unknown("auto-round with activations that are rotated")
         if config.layout not in ("gptq", "gptq_v2"):
             raise self.unknown(f"GPTQ in the layout {config.layout[:60]}")
         return config

@@ -28,6 +28,8 @@ from trtllm_engines.quantization.scheme import Codes, QuantScheme
 
 MODELOPT_CONFIG = "hf_quant_config.json"
 _BLOCK = 128
+_LOW_RANK = "svdquant_lora_a"
+"""Half of what SVDQuant (Li et al. 2024, arXiv 2411.05007) takes out of a weight: without it the codes are only the rest."""
 
 
 class _Layer(Stated):
@@ -85,6 +87,8 @@ class ModelOpt(Format):
         return {"FP8": "fp8", "INT8": "int8"}.get(algorithm.upper(), "")
 
     def stored(self, module: str) -> StoredCodes | None:
+        if self.has(f"{module}.{_LOW_RANK}"):
+            raise self.unknown(f"ModelOpt with a product of low rank beside its weights (such as {module}.{_LOW_RANK})")
         name, scale = f"{module}.weight", f"{module}.weight_scale"
         dtype = self.tensors.header(name)[0] if self.has(name) else ""
         if dtype == "I8":
@@ -141,8 +145,9 @@ class ModelOpt(Format):
     def _fp4(self, module: str) -> StoredCodes:
         name, scale, whole = f"{module}.weight", f"{module}.weight_scale", f"{module}.weight_scale_2"
         rows, half = self.matrix(name, ("U8",))
-        groups = math.prod(self.need(scale, ("F8_E4M3", "U8"))) // rows
-        if groups * rows != math.prod(self.need(scale, ("F8_E4M3", "U8"))):
+        scale_shape = self.need(scale, ("F8_E4M3", "U8"))
+        groups = math.prod(scale_shape) // rows
+        if groups * rows != math.prod(scale_shape) or scale_shape[:1] not in ((rows,), (groups * rows,)):
             raise EngineError(f"tensor {scale} in {self.folder} does not have as many scales for each of {rows} rows; download it again")
         size = groups_of(name, 2 * half, groups, self.folder).size
         nvidias = self.fp4_scales(scale, whole)
