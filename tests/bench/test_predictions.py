@@ -21,7 +21,7 @@ from trtllm_bench.analysis.model_errors import (
     tables_of_errors,
     write_errors,
 )
-from trtllm_bench.analysis.peers import interval_table, own_table
+from trtllm_bench.analysis.peers import cover_table, interval_table, own_table
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate
@@ -133,6 +133,13 @@ def test_a_gpu_of_todays_engine_has_the_errors_left_out_of_the_fit_and_the_h100_
     assert "| one H200, each left out of the fit | 4 |" in table
     assert "| one H200, earlier engine, by the H100's constants | 2 | 6.5% | +7.0% |" in table
     assert "| one H100, held out | 1 | 8.0% | +8.0% |" in table
+
+
+def test_the_error_that_is_an_intervals_factor_lies_within_it() -> None:
+    """The file has errors to so many digits; the one that a factor is of is measured to more."""
+    widest = interval_for(published("h200"), 512).factor - 1
+    own = [OwnError("H200", Cell("m", "fp8", 512, 128, 128), False, widest + more, left_out=True) for more in (4e-5, -4e-5, 6e-4)]
+    assert "| H200 | many | - | - | 2 | 3 |" in cover_table(own)
 
 
 def point_of(gpu: str, error: float) -> PeerPoint:

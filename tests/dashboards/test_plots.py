@@ -297,12 +297,13 @@ def test_cost_is_drawn_for_priced_rows_only(make_rows: Callable[..., list[Row]],
     rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
     with pytest.raises(DashboardError, match="give --gpu-price-per-hour"):
         figure("cost", Material({"": rows}))
-    drawn = figure("cost", Material({"": [priced(row, Price(3.6)) for row in rows]}))
+    drawn = figure("cost", Material({"": [priced(row, Price(3.6)) for row in rows]}, prices=Price(3.6).notes(rows)))
     (ax,) = drawn.axes
+    assert "3.6 USD for an hour of one GPU, as given" in " ".join(text.get_text() for text in drawn.texts), "a figure says its price"
     assert ax.get_ylabel() == "cost of a million output tokens (USD)"
     heights = sorted(float(y) for container in ax.containers for y in container.lines[0].get_ydata())
     rates = [[r.figures["output_tokens_per_s"] for r in p.rows] for p in points(rows)]
-    assert heights == pytest.approx(sorted(float(np.mean([1e3 / rate for rate in one])) for one in rates))
+    assert heights == pytest.approx(sorted(1e3 / float(np.mean(one)) for one in rates)), "of the mean throughput, as the page has it"
     assert cheapest([(1, 5), (2, 6), (3, 4)]) == [(3, 4)]
 
 

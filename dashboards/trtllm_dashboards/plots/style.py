@@ -235,8 +235,8 @@ def errorbars(ax: Axes, xs: Sequence[float], estimates: Sequence[Estimate], styl
 
 
 def span(estimates: Iterable[Estimate], *, positive: bool = False) -> tuple[float, float]:
-    """The least and the most that `errorbars` draws of them, ends of bars included; of what is `positive`, for a logarithmic axis."""
-    values = [value for e in estimates for value in (e.low, e.mean, e.high) if value > 0 or not positive]
+    """The least and the most that `errorbars` draws of them, finite ends of bars included; of `positive` values, for a logarithmic axis."""
+    values = [value for e in estimates for value in (e.low, e.mean, e.high) if math.isfinite(value) and (value > 0 or not positive)]
     return min(values), max(values)
 
 
