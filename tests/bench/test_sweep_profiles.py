@@ -19,7 +19,7 @@ from trtllm_dashboards.sources import load
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import Store
+from trtllm_results.store.table import Store, read_rows
 from trtllm_workloads.request import Workload
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -82,6 +82,15 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here_and_kept_as_such(tmp_pat
     assert {(row.predicted, row.environment.gpu) for row in rows} == {(True, "A100 (by the step model)")}
     assert all(row.extra["predicted"][0].startswith("predicted from counts") for row in rows if row.status == "ok")
     assert keep_predictions(Store(tmp_path), [row for row in rows if row.status == "ok"]) == 0
+
+
+def test_cells_that_cannot_be_are_told_apart_by_the_cache_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["--model", "tiny-llama", "--precision", "fp8", "--kv-dtype", "fp16,fp32", "--batch-size", "1", "--isl", "8", "--osl", "8"]
+    assert main(["sweep", "--predict", "--gpu", "h100", *grid, "--out", str(tmp_path)]) == 1
+    rows = read_rows(tmp_path)
+    assert [(row.cell.kv_dtype, row.status) for row in rows] == [("fp16", "failed"), ("fp32", "failed")]
+    assert len({row.key for row in rows}) == 2
+    assert "fp8 kv-fp32 b1 8/8: an engine in fp8 can keep its KV cache in" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_prediction_that_cannot_be_draws_no_prompts(

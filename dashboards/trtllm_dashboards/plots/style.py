@@ -89,9 +89,10 @@ class Look:
 
 
 def look(label: str, index: int) -> Look:
-    """How series number `index`, called `label`, is drawn."""
+    """How series number `index`, called `label`, is drawn. Of series of one colour the symbols differ too: a single point has no line."""
     index = looks_of.place(label, index)
-    return Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], LINES[index // len(PALETTE) % len(LINES)])
+    turn = index // len(PALETTE)
+    return Look(PALETTE[index % len(PALETTE)], MARKERS[(index + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
