@@ -124,8 +124,10 @@ class Sheet:
         width: float = PANEL_WIDTH,
         height: float | Sequence[float] = PANEL_HEIGHT,
         sharey: bool = False,
+        names: float = 0.0,
     ) -> tuple[Figure, list[Axes]]:
-        """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each."""
+        """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each. `names`: of each
+        panel's width, the inches that names beside its y axis take; titles stand above what is left."""
         from matplotlib.figure import Figure
 
         columns = 2 if len(titles) == 4 else min(columns, len(titles))
@@ -136,7 +138,7 @@ class Sheet:
         axes = [ax for row in grid for ax in row]
         for ax, title in zip(axes, titles, strict=False):
             if title:
-                ax.set_title(_fitting(title, width))
+                ax.set_title(_fitting(title, width - names))
         for ax in axes[len(titles) :]:
             ax.remove()
         return figure, axes[: len(titles)]
