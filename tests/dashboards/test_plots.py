@@ -175,6 +175,15 @@ def test_scaling_shows_what_was_measured_on_several_numbers_of_gpus() -> None:
     assert {ax.get_title(loc="left").partition(":")[0] for ax in drawn.axes} == {"a"}
 
 
+def test_shares_of_perfect_scaling_do_not_lie_upon_each_other() -> None:
+    rows = [
+        Row(Cell("a", "fp8", batch, 128, 128, tp=tp), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": rate})
+        for tp, batch, rate in ((1, 8, 1000.0), (2, 8, 1460.0), (1, 64, 5000.0), (2, 64, 7200.0))
+    ]
+    shares = [[text.get_text() for text in ax.texts if "%" in text.get_text()] for ax in figure("scaling", Material({"": rows})).axes]
+    assert shares == [["72%"], ["73%"], []], "throughput's; of the same load one of two; latency has none"
+
+
 def test_what_is_said_beside_a_bar_has_room(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
     models = tuple(f"organisation/a-model-with-a-name-of-some-length-{n}" for n in (1, 2))
     rows = make_rows(make_grid(models=models, precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8, 64)), repeats=1)

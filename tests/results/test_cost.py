@@ -73,6 +73,8 @@ def test_commands_show_cost_with_the_interval_of_throughput(capsys: pytest.Captu
     assert "0.9792" in said, "990 tokens/s at 3.49 USD/h"
     assert main(["results", "ls", str(tmp_path / "a"), "--gpu-price-per-hour", "nothing"]) == 3
     assert "--gpu-price-per-hour is 'nothing'" in capsys.readouterr().err
+    assert main(["results", "show", str(tmp_path / "a"), "--gpu-price-per-hour", ""]) == 3
+    assert "--gpu-price-per-hour is empty" in capsys.readouterr().err, "a script's unset variable"
 
 
 def test_the_interval_of_a_cost_is_that_of_throughput_inverted() -> None:

@@ -36,7 +36,7 @@ def command(
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show each workload's front of throughput per GPU against per-user speed.")
     ] = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:

@@ -30,7 +30,7 @@ def command(
     by: Annotated[str, typer.Option("--by", help="List of fields, a line for each value (default: what differs).")] = "",
     row: Annotated[str, typer.Option("--row", help="Field whose values make rows of panels.")] = "",
     col: Annotated[str, typer.Option("--col", help="Field whose values make columns of panels.")] = "",
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
     """Draw figures from results: throughput, latency, speed-up, GPUs, roofline, energy, history, any field against any other.

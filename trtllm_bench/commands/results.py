@@ -35,7 +35,7 @@ def ls(
     where: Where = None,
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
     as_json: AsJson = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
 ) -> None:
     """List the rows of stores, one line each.
 
@@ -105,7 +105,7 @@ def show_row(
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
     as_json: AsJson = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command.
 

@@ -202,7 +202,7 @@ def _fitting(title: str, width: float) -> str:
     import textwrap
 
     held = title.replace(" ", HELD).replace(f",{HELD}", ", ")
-    return "\n".join(textwrap.wrap(held, int(width * 10.5), break_long_words=False)).replace(HELD, " ")
+    return "\n".join(textwrap.wrap(held, int(width * 10.5), break_long_words=False, break_on_hyphens=False)).replace(HELD, " ")
 
 
 def _wrapped(text: str, width: int) -> list[str]:
