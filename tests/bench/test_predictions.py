@@ -59,6 +59,33 @@ def test_without_a_limit_as_many_sequences_run_as_have_room(llama: Plan) -> None
     assert steady_rate(llama, h100, 128, 64) == steady_rate(llama, h100, 128, 64, 64) == steady_rate(llama, h100, 128, 64, 500)
 
 
+MODELS_ON = [("a100", "bf16"), ("l40s", "int4"), ("h100", "fp8"), ("h200", "int8_sq"), ("b200", "fp8")]
+
+
+@pytest.mark.parametrize(("gpu", "precision"), MODELS_ON)
+def test_predictions_follow_physics(gpu: str, precision: str) -> None:
+    """More of anything makes nothing slower, longer prompts make nothing faster, and no prediction is one that the GPU cannot reach."""
+    hardware, source = published(gpu), {"kind": "dummy", "seed": 0}
+    profile, arches = Profile(512, 8192, 40_000), (hardware.arch,)
+    plan = compile_model(preset_config("llama-3.1-8b"), precision, profile, arches=arches, weights_source=source).plan
+    better = {
+        "bandwidth": replace(hardware, bytes_per_s=1.2 * hardware.bytes_per_s),
+        "arithmetic": replace(hardware, flops_per_s={kind: 1.2 * rate for kind, rate in hardware.flops_per_s.items()}),
+        "power": replace(hardware, power_w=1.2 * hardware.power_w),
+        "clock": replace(hardware, boost_mhz=1.1 * hardware.boost_mhz),
+    }
+    for sequences in (1, 64, 300):
+        rates = []
+        for isl in (1, 128, 2000, 30_000):
+            rate = steady_rate(plan, hardware, isl, 128, sequences)
+            for what, more in better.items():
+                assert steady_rate(plan, more, isl, 128, sequences) >= 0.9999 * rate, (what, sequences, isl)
+            claim = Claim(gpu.upper(), "llama-3.1-8b", precision, isl, 128, rate, kv_dtype=plan.kv_dtype, batch=sequences)
+            assert judge(claim) is None
+            rates.append(rate)
+        assert rates == sorted(rates, reverse=True), (sequences, rates)
+
+
 def test_the_interval_is_the_rank_that_covers_nine_in_ten() -> None:
     nineteen = interval_of([0.01 * n for n in range(1, 20)], "")
     assert (nineteen.factor, nineteen.cover, nineteen.errors) == (pytest.approx(1.18), 0.9, 19), "the 18th of 19"
