@@ -215,6 +215,14 @@ def test_throughput_that_arrivals_decide_has_no_interval_beyond_them(tmp_path: P
         assert interval["high"] == pytest.approx(rate * ends, rel=2e-3)
 
 
+def test_a_prediction_lies_within_its_interval_where_shorter_steps_end_later(tmp_path: Path) -> None:
+    load = ("--model", "tiny-llama", "--batch-size", "4", "--isl", "8", "--osl", "8", "--duration", "5", "--request-rate", "3")
+    assert main(["sweep", "--predict", "--gpu", "h200", *load, "--out", str(tmp_path)]) == 0
+    (row,) = Store(tmp_path).rows()
+    interval = row.extra["interval"]
+    assert interval["low"] <= row.figures["output_tokens_per_s"] <= interval["high"]
+
+
 def test_a_b200s_figures_are_judged_by_its_data_sheet() -> None:
     """Two FLOP a weight and token, 128 in and 128 out: 1,000 tokens/s of Llama-3.1-8B are about 29 TFLOP/s."""
     assert judge(Claim("B200", "llama-3.1-8b", "bf16", 128, 128, 60_000)) is None

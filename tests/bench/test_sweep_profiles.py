@@ -96,7 +96,7 @@ def test_cells_that_cannot_be_are_told_apart_by_the_cache_asked_for(tmp_path: Pa
 def test_a_prediction_that_cannot_be_draws_no_prompts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sequence too long for the model, a precision that the GPU lacks and a model that does not fit it; drawing took half a minute."""
+    """A sequence too long for the model, a precision that the GPU lacks and a cache without room; drawing took half a minute."""
 
     def drawn(workload: Workload) -> str:
         raise AssertionError("prompts were drawn")
@@ -125,7 +125,8 @@ def test_a_prediction_that_cannot_be_draws_no_prompts(
     )
     reasons = [row.reason for row in Store(tmp_path).rows()]
     assert all(
-        phrase in reason for phrase, reason in zip(("10,000,015 tokens", "sm_80 has no fp8", "does not fit l40s"), reasons, strict=True)
+        phrase in reason
+        for phrase, reason in zip(("10,000,015 tokens", "sm_80 has no fp8", "less than eight pages of KV cache"), reasons, strict=True)
     )
     assert [row.cell.isl for row in Store(tmp_path).rows()] == [9999999, 32, 32]
 
