@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trtllm_results import stats, versions
+from trtllm_results.cost import COST
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.plausibility import Implausible
 from trtllm_results.record.cell import Cell
@@ -49,8 +50,19 @@ class Point:
 
     def get(self, figure: str) -> Estimate | None:
         """The estimate of `figure`, or None when no repeat carries it."""
+        if figure == COST:
+            return self._cost()
         known = estimate([row.figures[figure] for row in self.rows if figure in row.figures])
         return known if known is None or not self.rows[0].predicted else self._predicted(figure, known.mean)
+
+    def _cost(self) -> Estimate | None:
+        """The inverse of throughput, and so is its interval: of one that reaches 0 it has no end."""
+        priced = next((row.figures for row in self.rows if COST in row.figures), None)
+        rate = self.get(HEADLINE)
+        if priced is None or rate is None:
+            return None
+        at_one = priced[COST] * priced[HEADLINE]  # at one token/s
+        return Estimate(at_one / rate.mean, at_one / rate.high, at_one / rate.low if rate.low > 0 else math.inf, rate.n)
 
     def _predicted(self, figure: str, value: float) -> Estimate:
         interval = self.rows[0].extra.get(INTERVAL)

@@ -60,8 +60,9 @@ SHEETS: Mapping[str, Sheet] = {
 
 FASTER_MEMORY = frozenset({"NVL"})
 """Words in the names of boards whose memory is faster than the sheet of their class says: an H100 NVL reads 3.9 TB/s and not 3.35."""
-OTHER_BOARDS = frozenset({"PCIE", "40GB"}) | FASTER_MEMORY
-"""Words in the names of boards that have a sheet's die and other rates: an H100 PCIe reads 2.0 TB/s and not 3.35, an A100 of 40 GB 1.56."""
+OTHER_BOARDS = frozenset({"PCIE", "40GB", "MIG"}) | FASTER_MEMORY
+"""Words in the names of boards that have a sheet's die and other rates: an H100 PCIe reads 2.0 TB/s and not 3.35, an A100 of 40 GB 1.56. A
+MIG instance is a part of a board."""
 
 
 def gpu_class(name: str) -> str:

@@ -5,12 +5,27 @@ The results side cannot ask the engine, so these are data here, from the models'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
-SAME_SHAPE: Mapping[str, str] = {"llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b", "llama-3.3-70b": "llama-3.1-70b"}
-"""Models with the same layer shapes (Llama 3, 3.1 and 3.3 differ in RoPE scaling and weights only)."""
-_SUFFIXES = ("-instruct", "-fp8", "-hf", "-chat")
+SAME_SHAPE: Mapping[str, str] = {
+    "llama-3-8b": "llama-3.1-8b",
+    "llama-3-70b": "llama-3.1-70b",
+    "llama-3.3-70b": "llama-3.1-70b",
+    "gpt-j-6b": "gptj-6b",
+    "gpt-j": "gptj-6b",
+    "gptj": "gptj-6b",
+    "mistral-7b-v0.3": "mistral-7b",
+}
+"""Models with the same layer shapes (Llama 3, 3.1 and 3.3 differ in RoPE scaling and weights only), and other names of one model."""
+_NOT_OF_SHAPES = re.compile(
+    r"-(instruct|chat|hf|fp8|fp4|nvfp4|bf16|fp16|int4|int8|awq|gptq|dynamic|kv|quantized\.w\d+a\d+|99(\.9)?)(?=-|$)"
+)
+"""Words of a name that tell the training or number format of weights, and MLPerf's accuracy targets: nothing of shapes."""
+_LLAMA = re.compile(r"^(?:meta-)?llama-?v?(\d)(?:[.-](\d)(?=-))?")
+"""A Llama and its version, which other names have without a hyphen, or with one in place of the point."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +82,12 @@ SIZES: Mapping[str, ModelSize] = {
 }
 
 
+@cache
 def canonical(name: str) -> str:
-    """The model whose shapes `name` has: `meta-llama/Llama-3.1-8B-Instruct` and `llama-3-8b` are `llama-3.1-8b`."""
-    short = name.lower().rpartition("/")[2]
-    while short.endswith(_SUFFIXES):
-        short = next(short.removesuffix(suffix) for suffix in _SUFFIXES if short.endswith(suffix))
+    """The model whose shapes `name` has, by its names on Hugging Face and in MLPerf: `meta-llama/Meta-Llama-3.1-8B-Instruct`, `llama3.1-8b`
+    and `llama-3-8b` are `llama-3.1-8b`."""
+    short = name.lower().rstrip("/").rpartition("/")[2].replace("_", "-")
+    short = _LLAMA.sub(lambda found: f"llama-{'.'.join(filter(None, found.groups()))}", _NOT_OF_SHAPES.sub("", short))
     return SAME_SHAPE.get(short, short)
 
 

@@ -26,9 +26,9 @@ BYTES: Mapping[str, float] = {
     "bf16": 2,
     "fp16": 2,
     **dict.fromkeys(("fp8", "fp8_rowwise", "fp8_block", "fp8_wo", "int8_sq", "int8_wo", "int8"), 1),
-    **dict.fromkeys(("int4", "w4a8", "nf4", "nvfp4_wo", "mxfp4_wo", "mixed"), 0.5),
+    **dict.fromkeys(("int4", "w4a8", "nf4", "nvfp4_wo", "mxfp4_wo", "nvfp4", "mxfp4", "mixed"), 0.5),
 }
-"""Of a weight, its scales left out; of several in one engine the least."""
+"""Of a weight or an element of the cache, scales left out; of several in one engine the least."""
 LEAST_BYTES = min(BYTES.values())
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("fp8", "bf16"),
@@ -88,6 +88,15 @@ def judge(claim: Claim) -> Implausible | None:
         return None
     claim = replace(claim, precision=our_precision(claim.precision))
     return _flops(claim, size, sheet) or (None if reads_faster_than_sheet(claim.gpu) else _bytes(claim, size, sheet))
+
+
+def not_judged(claim: Claim) -> str:
+    """Why a throughput on a GPU is not judged; empty where it is, and where no GPU took part or there is no throughput."""
+    if not claim.gpu or claim.output_tokens_per_s <= 0:
+        return ""
+    if size_of(claim.model) is None:
+        return f"the sizes of model '{claim.model}' are not known here" if claim.model else "no model is named"
+    return "" if sheet_of(claim.gpu) else f"no data sheet of GPU '{claim.gpu}' is known here"
 
 
 def _flops(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:

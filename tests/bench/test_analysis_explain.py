@@ -335,6 +335,8 @@ def test_open_loop_arrivals_are_waited_for(fp8: Plan) -> None:
 def test_a_model_too_large_for_a_gpu_is_refused(bf16: Plan) -> None:
     with pytest.raises(BenchError, match="does not fit h100: its weights and buffers take"):
         predict(bf16, replace(published("h100"), memory_bytes=16e9), fixed(1, 8, 8, vocab_size=100, seed=0), concurrency=1)
+    with pytest.raises(BenchError, match=r"a share of 1e-05 of the 6\d\.\d GiB .* raise --kv-cache-free-gpu-mem-fraction to 0\.000"):
+        predict(bf16, published("h100"), fixed(1, 8, 8, vocab_size=100, seed=0), concurrency=1, kv_cache_fraction=1e-5)
 
 
 STEPS = 40

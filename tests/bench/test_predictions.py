@@ -21,7 +21,7 @@ from trtllm_bench.analysis.model_errors import (
     tables_of_errors,
     write_errors,
 )
-from trtllm_bench.analysis.peers import interval_table, own_table
+from trtllm_bench.analysis.peers import cover_table, interval_table, own_table
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate
@@ -57,6 +57,33 @@ def test_without_a_limit_as_many_sequences_run_as_have_room(llama: Plan) -> None
     h100 = published("h100")
     assert places_on(llama, h100, 128, 64) == 64
     assert steady_rate(llama, h100, 128, 64) == steady_rate(llama, h100, 128, 64, 64) == steady_rate(llama, h100, 128, 64, 500)
+
+
+MODELS_ON = [("a100", "bf16"), ("l40s", "int4"), ("h100", "fp8"), ("h200", "int8_sq"), ("b200", "fp8")]
+
+
+@pytest.mark.parametrize(("gpu", "precision"), MODELS_ON)
+def test_predictions_follow_physics(gpu: str, precision: str) -> None:
+    """More of anything makes nothing slower, longer prompts make nothing faster, and no prediction is one that the GPU cannot reach."""
+    hardware, source = published(gpu), {"kind": "dummy", "seed": 0}
+    profile, arches = Profile(512, 8192, 40_000), (hardware.arch,)
+    plan = compile_model(preset_config("llama-3.1-8b"), precision, profile, arches=arches, weights_source=source).plan
+    better = {
+        "bandwidth": replace(hardware, bytes_per_s=1.2 * hardware.bytes_per_s),
+        "arithmetic": replace(hardware, flops_per_s={kind: 1.2 * rate for kind, rate in hardware.flops_per_s.items()}),
+        "power": replace(hardware, power_w=1.2 * hardware.power_w),
+        "clock": replace(hardware, boost_mhz=1.1 * hardware.boost_mhz),
+    }
+    for sequences in (1, 64, 300):
+        rates = []
+        for isl in (1, 128, 2000, 30_000):
+            rate = steady_rate(plan, hardware, isl, 128, sequences)
+            for what, more in better.items():
+                assert steady_rate(plan, more, isl, 128, sequences) >= 0.9999 * rate, (what, sequences, isl)
+            claim = Claim(gpu.upper(), "llama-3.1-8b", precision, isl, 128, rate, kv_dtype=plan.kv_dtype, batch=sequences)
+            assert judge(claim) is None
+            rates.append(rate)
+        assert rates == sorted(rates, reverse=True), (sequences, rates)
 
 
 def test_the_interval_is_the_rank_that_covers_nine_in_ten() -> None:
@@ -135,6 +162,13 @@ def test_a_gpu_of_todays_engine_has_the_errors_left_out_of_the_fit_and_the_h100_
     assert "| one H100, held out | 1 | 8.0% | +8.0% |" in table
 
 
+def test_the_error_that_is_an_intervals_factor_lies_within_it() -> None:
+    """The file has errors to so many digits; the one that a factor is of is measured to more."""
+    widest = interval_for(published("h200"), 512).factor - 1
+    own = [OwnError("H200", Cell("m", "fp8", 512, 128, 128), False, widest + more, left_out=True) for more in (4e-5, -4e-5, 6e-4)]
+    assert "| H200 | many | - | - | 2 | 3 |" in cover_table(own)
+
+
 def point_of(gpu: str, error: float) -> PeerPoint:
     theirs = next(one for one in load() if one.source.startswith("TensorRT-LLM") and one.tp == 1 and not one.at_once)
     theirs = replace(theirs, gpu=gpu)
@@ -179,6 +213,14 @@ def test_throughput_that_arrivals_decide_has_no_interval_beyond_them(tmp_path: P
         rate, interval = row.figures["output_tokens_per_s"], row.extra["interval"]
         assert interval["low"] == pytest.approx(rate / ends, rel=2e-3)
         assert interval["high"] == pytest.approx(rate * ends, rel=2e-3)
+
+
+def test_a_prediction_lies_within_its_interval_where_shorter_steps_end_later(tmp_path: Path) -> None:
+    load = ("--model", "tiny-llama", "--batch-size", "4", "--isl", "8", "--osl", "8", "--duration", "5", "--request-rate", "3")
+    assert main(["sweep", "--predict", "--gpu", "h200", *load, "--out", str(tmp_path)]) == 0
+    (row,) = Store(tmp_path).rows()
+    interval = row.extra["interval"]
+    assert interval["low"] <= row.figures["output_tokens_per_s"] <= interval["high"]
 
 
 def test_a_b200s_figures_are_judged_by_its_data_sheet() -> None:

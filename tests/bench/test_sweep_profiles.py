@@ -19,7 +19,7 @@ from trtllm_dashboards.sources import load
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import Store
+from trtllm_results.store.table import Store, read_rows
 from trtllm_workloads.request import Workload
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -84,10 +84,19 @@ def test_a_grid_is_predicted_for_a_gpu_that_is_not_here_and_kept_as_such(tmp_pat
     assert keep_predictions(Store(tmp_path), [row for row in rows if row.status == "ok"]) == 0
 
 
+def test_cells_that_cannot_be_are_told_apart_by_the_cache_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["--model", "tiny-llama", "--precision", "fp8", "--kv-dtype", "fp16,fp32", "--batch-size", "1", "--isl", "8", "--osl", "8"]
+    assert main(["sweep", "--predict", "--gpu", "h100", *grid, "--out", str(tmp_path)]) == 1
+    rows = read_rows(tmp_path)
+    assert [(row.cell.kv_dtype, row.status) for row in rows] == [("fp16", "failed"), ("fp32", "failed")]
+    assert len({row.key for row in rows}) == 2
+    assert "fp8 kv-fp32 b1 8/8: an engine in fp8 can keep its KV cache in" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_prediction_that_cannot_be_draws_no_prompts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sequence too long for the model, a precision that the GPU lacks and a model that does not fit it; drawing took half a minute."""
+    """A sequence too long for the model, a precision that the GPU lacks and a cache without room; drawing took half a minute."""
 
     def drawn(workload: Workload) -> str:
         raise AssertionError("prompts were drawn")
@@ -116,7 +125,8 @@ def test_a_prediction_that_cannot_be_draws_no_prompts(
     )
     reasons = [row.reason for row in Store(tmp_path).rows()]
     assert all(
-        phrase in reason for phrase, reason in zip(("10,000,015 tokens", "sm_80 has no fp8", "does not fit l40s"), reasons, strict=True)
+        phrase in reason
+        for phrase, reason in zip(("10,000,015 tokens", "sm_80 has no fp8", "less than eight pages of KV cache"), reasons, strict=True)
     )
     assert [row.cell.isl for row in Store(tmp_path).rows()] == [9999999, 32, 32]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from trtllm_bench.__main__ import main
 from trtllm_dashboards.errors import DashboardError
@@ -65,6 +67,18 @@ def test_wrong_axes_are_one_sentence(axes: Axes, says: str, sweep_rows: list[Row
     with pytest.raises((DashboardError, ResultsError), match=says.replace("(", r"\(")) as caught:
         figure("axes", Material({"": sweep_rows}, axes=axes))
     assert "\n" not in str(caught.value)
+
+
+def test_titles_and_ticks_of_repeats_have_room_beside_long_names() -> None:
+    rows = [row for row in read_rows(RECORDED / "llama-3.1-8b-fp8") if row.cell.osl == 256 and row.cell.batch in (1, 8, 64)]
+    drawn = figure("repeats", Material({"llama-3.1-8b-fp8-as-it-was-before": rows, "llama-3.1-8b-fp8-after-that": rows}))
+    FigureCanvasAgg(drawn).draw()
+    titles = [ax._left_title for ax in drawn.axes]  # type: ignore[attr-defined]
+    assert len(titles) == 3
+    assert all(box.x0 >= 0 and box.x1 <= drawn.bbox.width for box in (title.get_window_extent() for title in titles))
+    for ax in drawn.axes:
+        boxes = [tick.label1.get_window_extent() for tick in ax.xaxis.get_major_ticks() if tick.label1.get_text()]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_the_density_of_repeats_stands_over_its_runs_from_five_on() -> None:

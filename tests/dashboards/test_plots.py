@@ -175,6 +175,15 @@ def test_scaling_shows_what_was_measured_on_several_numbers_of_gpus() -> None:
     assert {ax.get_title(loc="left").partition(":")[0] for ax in drawn.axes} == {"a"}
 
 
+def test_shares_of_perfect_scaling_do_not_lie_upon_each_other() -> None:
+    rows = [
+        Row(Cell("a", "fp8", batch, 128, 128, tp=tp), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": rate})
+        for tp, batch, rate in ((1, 8, 1000.0), (2, 8, 1460.0), (1, 64, 5000.0), (2, 64, 7200.0))
+    ]
+    shares = [[text.get_text() for text in ax.texts if "%" in text.get_text()] for ax in figure("scaling", Material({"": rows})).axes]
+    assert shares == [["72%"], ["73%"], []], "throughput's; of the same load one of two; latency has none"
+
+
 def test_what_is_said_beside_a_bar_has_room(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
     models = tuple(f"organisation/a-model-with-a-name-of-some-length-{n}" for n in (1, 2))
     rows = make_rows(make_grid(models=models, precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8, 64)), repeats=1)
@@ -297,12 +306,13 @@ def test_cost_is_drawn_for_priced_rows_only(make_rows: Callable[..., list[Row]],
     rows = make_rows(make_grid(models=("llama-3.1-8b",), precisions=("fp8",), shapes=((128, 128),), batches=(8, 64)))
     with pytest.raises(DashboardError, match="give --gpu-price-per-hour"):
         figure("cost", Material({"": rows}))
-    drawn = figure("cost", Material({"": [priced(row, Price(3.6)) for row in rows]}))
+    drawn = figure("cost", Material({"": [priced(row, Price(3.6)) for row in rows]}, prices=Price(3.6).notes(rows)))
     (ax,) = drawn.axes
+    assert "3.6 USD for an hour of one GPU, as given" in " ".join(text.get_text() for text in drawn.texts), "a figure says its price"
     assert ax.get_ylabel() == "cost of a million output tokens (USD)"
     heights = sorted(float(y) for container in ax.containers for y in container.lines[0].get_ydata())
     rates = [[r.figures["output_tokens_per_s"] for r in p.rows] for p in points(rows)]
-    assert heights == pytest.approx(sorted(float(np.mean([1e3 / rate for rate in one])) for one in rates))
+    assert heights == pytest.approx(sorted(1e3 / float(np.mean(one)) for one in rates)), "of the mean throughput, as the page has it"
     assert cheapest([(1, 5), (2, 6), (3, 4)]) == [(3, 4)]
 
 
@@ -391,7 +401,7 @@ def test_pareto_front_keeps_what_nothing_beats() -> None:
 
 def test_series_differ_in_marker_as_well_as_colour_and_precisions_keep_theirs() -> None:
     looks = [look(f"s{i}", i) for i in range(16)]
-    assert len({(s.color, s.marker, s.line) for s in looks}) == 16
+    assert len({(s.color, s.marker) for s in looks}) == 16, "a single point has no line"
     assert look("bf16", 0) == look("bf16", 5)
     assert look("fp8", 3).color == PALETTE[0]
 

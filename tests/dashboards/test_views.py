@@ -19,10 +19,11 @@ from trtllm_dashboards.points import points
 from trtllm_dashboards.sources import load
 from trtllm_results.compare.align import compare
 from trtllm_results.compare.published import beside
+from trtllm_results.cost import COST, Price, priced
 from trtllm_results.metrics.registry import brief
 from trtllm_results.record.row import Row
 from trtllm_results.store.selection import ResultSet
-from trtllm_results.store.table import Store
+from trtllm_results.store.table import Store, read_rows
 
 pytestmark = pytest.mark.browser
 RECORDED = Path(__file__).parents[2] / "results" / "recorded" / "h100"
@@ -160,7 +161,13 @@ def test_limits_choose_cells_and_stand_in_the_address(browser: Browser, h100: Pa
     assert browser.js("document.getElementById('limit-tpot').value") == "3.3"
     assert browser.js("document.querySelectorAll('.heat.misses').length") > 0
     assert "3.49 USD/h" in text(browser, "#price-note")
-    assert "USD/Mtok" in text(browser, "#cards")
+    priced_rows = [priced(row, Price(3.49)) for row in read_rows(RECORDED / "llama-3.1-8b-fp8")]
+    shapes = {(p.cell.batch, p.cell.isl, p.cell.osl): p.get(COST) for p in points(priced_rows)}
+    cost = shapes[16, 128, 256]
+    assert cost is not None
+    assert f"cost{brief(cost.mean)} ± " in browser.js("document.querySelector('#cards dl').textContent")
+    title = browser.js("document.querySelector('#cards dd[title]').title")
+    assert title == f"{brief(cost.low)} to {brief(cost.high)}, by the interval of throughput"
 
 
 def _below(point: Any, figure: str, limit: float) -> bool:

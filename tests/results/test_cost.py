@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trtllm_bench.__main__ import main
+from trtllm_dashboards.points import points
 from trtllm_results.cost import COST, PER_JOULE, PER_MEGAWATT, Price, cost_per_million, list_prices, priced
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import INTERVAL, PREDICTED, Row
 from trtllm_results.store.table import Store
 
 
@@ -42,6 +44,7 @@ def test_the_list_says_where_it_is_from() -> None:
     assert listed.of("NVIDIA H200") == 4.59
     assert listed.of("NVIDIA GeForce GTX 1080") is None
     assert listed.of("NVIDIA H100 PCIe") is None, "the list has the SXM board"
+    assert listed.of("NVIDIA A100-SXM4-80GB MIG 3g.40gb") is None, "and whole ones"
     assert Price(2.0).notes([row(1.0, gpu="")]) == ["cost: no GPU took part in these results, so nothing is priced"]
     assert listed.notes([row(1.0), row(1.0, gpu="Tesla V100")]) == [
         "H100 3.49 USD/h: list price as of 2026-09-25, from https://www.runpod.io/pricing (H100 SXM 80 GB, Secure Cloud, on demand)",
@@ -70,6 +73,30 @@ def test_commands_show_cost_with_the_interval_of_throughput(capsys: pytest.Captu
     assert "0.9792" in said, "990 tokens/s at 3.49 USD/h"
     assert main(["results", "ls", str(tmp_path / "a"), "--gpu-price-per-hour", "nothing"]) == 3
     assert "--gpu-price-per-hour is 'nothing'" in capsys.readouterr().err
+    assert main(["results", "show", str(tmp_path / "a"), "--gpu-price-per-hour", ""]) == 3
+    assert "--gpu-price-per-hour is empty" in capsys.readouterr().err, "a script's unset variable"
+
+
+def test_the_interval_of_a_cost_is_that_of_throughput_inverted() -> None:
+    (measured,) = points([priced(row(rate, index), Price(3.6)) for index, rate in enumerate((900.0, 1000.0, 1100.0))])
+    rate, cost = measured.get("output_tokens_per_s"), measured.get(COST)
+    assert rate is not None
+    assert cost is not None
+    assert (cost.mean, cost.low, cost.high, cost.n) == pytest.approx((1.0, 1000 / rate.high, 1000 / rate.low, 3))
+    cell = replace(row(1000.0).cell, target=PREDICTED)
+    (predicted,) = points([priced(replace(row(1000.0), cell=cell, extra={INTERVAL: {"low": 800.0, "high": 1250.0}}), Price(3.6))])
+    cost = predicted.get(COST)
+    assert cost is not None
+    assert (cost.mean, cost.low, cost.high, cost.n) == pytest.approx((1.0, 0.8, 1.25, 0))
+
+
+def test_where_the_interval_of_throughput_reaches_0_cost_has_no_upper_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = Store(tmp_path / "a")
+    for index, rate in enumerate((10.0, 1000.0, 1990.0)):
+        store.append(row(rate, index))
+    assert main(["results", "show", str(tmp_path / "a"), "--gpu-price-per-hour", "3.6"]) == 0
+    assert "upwards, since that of throughput reaches 0)" in capsys.readouterr().out
+    assert main(["plot", "cost", str(tmp_path / "a"), "--gpu-price-per-hour", "3.6", "--out", str(tmp_path / "cost.png")]) == 0
 
 
 def test_compare_judges_cost_as_the_inverse_of_throughput(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -86,4 +113,5 @@ def test_compare_judges_cost_as_the_inverse_of_throughput(capsys: pytest.Capture
     assert 1 + float(cost["low"]) == pytest.approx(1 / (1 + float(rate["high"])))
     assert (rate["verdict"], cost["unit"]) == ("faster", "USD")
     assert main(["compare", str(tmp_path / "a"), "--pareto", "--gpu-price-per-hour", "3.6", "--format", "csv"]) == 0
-    assert COST in capsys.readouterr().out.splitlines()[0]
+    (front,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(front[COST]) == pytest.approx(1.0), "of the mean throughput, not the mean of three costs"

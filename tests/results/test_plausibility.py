@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_bench.__main__ import main
 from trtllm_engines.models.presets import PRESETS, preset_config
 from trtllm_engines.quantization.precision import precisions
 from trtllm_engines.quantization.registry import definition, definitions
@@ -18,7 +19,7 @@ from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import read_rows
+from trtllm_results.store.table import Store, read_rows
 
 RECORDED = Path(__file__).resolve().parents[2] / "results" / "recorded"
 CLAIM = Claim("NVIDIA H200", "llama-3.1-8b", "fp8", 1000, 100, 9446.2)
@@ -48,9 +49,26 @@ def test_counts_of_a_request() -> None:
 
 
 def test_names_of_one_shape() -> None:
-    names = ("meta-llama/Llama-3.1-8B-Instruct", "nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3-8b", "llama-3.1-8b")
-    assert {canonical(name) for name in names} == {"llama-3.1-8b"}
-    assert size_of("no-such-model") is None
+    names = {
+        "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct nvidia/Llama-3.1-8B-Instruct-FP8 meta-llama/Meta-Llama-3-8B /models/llama-3-8b/ "
+        "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16 llama3.1-8b llama3_1-8b "
+        "hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4 llama_v3.1_8b",
+        "llama-3.1-70b": "nvidia/Llama-3.3-70B-Instruct-FP4 llama3-70b",
+        "llama-2-70b": "llama2-70b-99.9 llama2-70b-99 meta-llama/Llama-2-70b-chat-hf",
+        "gptj-6b": "gptj-99 EleutherAI/gpt-j-6B gptj",
+        "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
+        "qwen3-8b": "Qwen/Qwen3-8B-FP8",
+    }
+    assert {name: canonical(name) for name in SIZES} == {name: name for name in SIZES}
+    assert {model: {canonical(name) for name in text.split()} for model, text in names.items()} == {model: {model} for model in names}
+    others = (
+        "no-such-model",
+        "mistralai/Mistral-7B-Instruct-v0.1",
+        "mistralai/Mixtral-8x7B-v0.1",
+        "my-llama-3.1-8b",
+        "meta-llama/Llama-4-8B",
+    )
+    assert [name for name in others if size_of(name)] == [], "of an earlier Mistral attention has a window"
 
 
 def test_names_of_precisions_are_those_of_the_engines_schemes() -> None:
@@ -156,6 +174,32 @@ def test_names_of_nvidia_are_held_to_the_same(name: str, ours: str) -> None:
     doubt = judge(replace(claim, precision=name))
     assert doubt is not None
     assert doubt == judge(replace(claim, precision=ours))
+
+
+def test_what_is_not_judged_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = Row(Cell("llama-3.1-8b", "fp8", 8, 128, 128), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": 100.0})
+    others = [
+        (replace(known, cell=replace(known.cell, model="mixtral-8x7b")), "the sizes of model 'mixtral-8x7b' are not known here"),
+        (replace(known, cell=replace(known.cell, model="")), "no model is named"),
+        (replace(known, environment=Environment(gpu="NVIDIA L4")), "no data sheet of GPU 'NVIDIA L4' is known here"),
+        (replace(known, environment=Environment()), ""),
+        (replace(known, figures={}), ""),
+        (known, ""),
+    ]
+    assert [one.not_judged for one, _ in others] == [why for _, why in others]
+    store = Store(tmp_path / "a")
+    store.append(*[replace(one, row_id=str(index)) for index, (one, _) in enumerate(others)])
+    for command in ("ls", "show"):
+        assert main(["results", command, str(tmp_path / "a")]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count("not held against what ") == 3
+        assert all(why in said for _, why in others)
+
+
+def test_a_cache_of_four_bits_is_half_a_byte() -> None:
+    long = replace(CLAIM, isl=1_000, osl=8_000, kv_dtype="fp8", output_tokens_per_s=16_000)
+    assert judge(long) is not None
+    assert judge(replace(long, kv_dtype="nvfp4")) is None
 
 
 def test_weights_of_an_unknown_type_may_have_four_bits() -> None:

@@ -27,7 +27,7 @@ from trtllm_bench.analysis.cells import constants_of, is_quantized
 from trtllm_bench.analysis.check import Checked, check
 from trtllm_bench.analysis.fit import fixed_lengths, followed, follows
 from trtllm_bench.analysis.predict import predict
-from trtllm_bench.analysis.prediction_error import ELSEWHERE, FILE, LEAST, QUANTIZED, kind_of, read_errors
+from trtllm_bench.analysis.prediction_error import DIGITS, ELSEWHERE, FILE, LEAST, QUANTIZED, kind_of, read_errors
 from trtllm_bench.analysis.steady import steady_rate
 from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.roofline.hardware import GPUS, Hardware, published
@@ -295,5 +295,5 @@ def write_tables(own: Sequence[OwnError], points: Sequence[PeerPoint]) -> None:
 def write_errors(tables: Mapping[tuple[str, str], tuple[str, Sequence[float]]], file: Path) -> None:
     lines = ["# Written by `python -m trtllm_bench.analysis.peers --write`; prediction_error.py says what for."]
     for (gpu, kind), (basis, errors) in sorted(tables.items()):
-        lines += ["", f"[{gpu}.{kind}]", f'basis = "{basis}"', f"errors = [{', '.join(f'{error:.4f}' for error in sorted(errors))}]"]
+        lines += ["", f"[{gpu}.{kind}]", f'basis = "{basis}"', f"errors = [{', '.join(f'{error:.{DIGITS}f}' for error in sorted(errors))}]"]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from trtllm_bench.analysis.model_errors import (
     predicted,
     write_tables,
 )
-from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
+from trtllm_bench.analysis.prediction_error import DIGITS, interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.step_constants import DEFAULT_GPU
 from trtllm_bench.roofline.hardware import GPUS, published
 from trtllm_results.compare.published import folder, load
@@ -85,7 +85,8 @@ def cover_table(own: Sequence[OwnError]) -> list[str]:
 def _within(one: OwnError) -> bool:
     hardware = published(DEFAULT_GPU if one.transferred else one.gpu.lower())
     interval = interval_for(hardware, one.cell.batch // one.cell.replicas, one.cell.tp * one.cell.pp, one.quantized)
-    return abs(math.log1p(one.error)) <= math.log(interval.factor) * (1 + 1e-9)
+    rounded = round(one.error, DIGITS)  # as in the file: a factor is one of its errors, and that one lies within
+    return abs(math.log1p(rounded)) <= math.log(interval.factor) * (1 + 1e-9)
 
 
 def step_table(own: Sequence[OwnError], gpu: str, quantized: bool) -> list[str]:

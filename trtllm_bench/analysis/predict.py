@@ -100,10 +100,16 @@ class _RequestsFirst(EngineLoop):
 
 
 def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
-    """Bytes that a GPU has room for as KV cache. Raises `BenchError` when the weights alone do not fit."""
+    """Bytes that a GPU has room for as KV cache. Raises `BenchError` where weights do not fit or the fraction leaves too little."""
     weights = sum(map(nbytes, plan.weights.values()))
     left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
-    if left * fraction < 8 * page_bytes(plan):
+    least = 8 * page_bytes(plan)
+    if left >= least > left * fraction:
+        raise BenchError(
+            f"a share of {fraction:g} of the {left / 2**30:.1f} GiB that {plan.config.name} in {plan.precision} leaves of {hardware.name} "
+            f"is less than eight pages of KV cache; raise --kv-cache-free-gpu-mem-fraction to {least / left:.2g} or more"
+        )
+    if left < least:
         raise BenchError(
             f"{plan.config.name} in {plan.precision} does not fit {hardware.name}: its weights and buffers take "
             f"{(weights + plan.arena_bytes) / 2**30:.1f} GiB of {hardware.memory_bytes / 2**30:.1f}"

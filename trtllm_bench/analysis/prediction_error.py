@@ -26,6 +26,8 @@ from trtllm_bench.roofline.hardware import Hardware
 from trtllm_kernels.dialect.types import SKINNY_TOKENS
 
 FILE = Path(__file__).with_name("prediction_errors.toml")
+DIGITS = 4
+"""Of an error in the file, behind the point."""
 COVER = 0.9
 LEAST = 3
 """Runs of ours that no constant follows from which on they tell the errors of GPUs that have such, in place of published figures."""

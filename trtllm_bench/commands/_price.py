@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 GpuPrice = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--gpu-price-per-hour",
         metavar="USD",

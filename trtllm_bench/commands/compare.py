@@ -11,6 +11,7 @@ from trtllm_bench.commands._price import GpuPrice
 
 if TYPE_CHECKING:
     from trtllm_results.compare.align import Comparison
+    from trtllm_results.cost import Price
     from trtllm_results.record.row import Row
     from trtllm_results.store.selection import ResultSet
 
@@ -35,7 +36,7 @@ def command(
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show each workload's front of throughput per GPU against per-user speed.")
     ] = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:
@@ -82,7 +83,7 @@ def command(
     elif accuracy:
         _accuracy(sets, output, out)
     elif pareto:
-        _pareto(sets, output, out, bool(gpu_price))
+        _pareto(sets, output, out, price)
     else:
         _compare(sets, by, figures, ignore or [], across_gpus, sort, output, out)
     if output == "table" and out is None:
@@ -239,25 +240,26 @@ def _accuracy(sets: list[ResultSet], output: str, out: Path | None) -> None:
     _emit(texts.get(output, lambda: quality_markdown(lines))(), out)
 
 
-def _pareto(sets: list[ResultSet], output: str, out: Path | None, with_cost: bool) -> None:
+def _pareto(sets: list[ResultSet], output: str, out: Path | None, price: Price | None) -> None:
     import json
 
     from trtllm_dashboards.points import short_device
     from trtllm_dashboards.tables import Column, plain_console, sentence, show, to_markdown
     from trtllm_results.compare.align import fronts
     from trtllm_results.compare.report import to_csv
-    from trtllm_results.cost import ADDED, places, short, short_unit
+    from trtllm_results.cost import ADDED, places, priced, short, short_unit
     from trtllm_results.errors import ResultsError
 
     per_user, per_gpu = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
-    more = ADDED if with_cost else ()
+    more = ADDED if price else ()
     flat = [
         {"set": one.name, "workload": workload, "cell": row.label, "batch": row.cell.batch, "repeats": repeats}
         | {"device": short_device(row.environment.device), "target": row.cell.target}
         | {name: row.figures.get(name) for name in (per_user, per_gpu, *more)}
         | {"implausible": "" if row.implausible is None else row.implausible.text}
         for one in sets
-        for workload, row, repeats in fronts(one.rows)
+        for workload, mean, repeats in fronts(one.rows)
+        for row in [priced(mean, price)]
     ]
     if not flat:
         raise ResultsError(f"no result carries both {per_user} and {per_gpu}; measure with token times")

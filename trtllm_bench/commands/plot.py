@@ -30,7 +30,7 @@ def command(
     by: Annotated[str, typer.Option("--by", help="List of fields, a line for each value (default: what differs).")] = "",
     row: Annotated[str, typer.Option("--row", help="Field whose values make rows of panels.")] = "",
     col: Annotated[str, typer.Option("--col", help="Field whose values make columns of panels.")] = "",
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
     as_list: Annotated[bool, typer.Option("--list", help="Name the kinds and what each shows.")] = False,
 ) -> None:
     """Draw figures from results: throughput, latency, speed-up, GPUs, roofline, energy, history, any field against any other.
@@ -75,6 +75,7 @@ def command(
     price = Price.parse(gpu_price) if gpu_price else None
     check_priced((x, y), price)
     sets = {name: [priced(row, price) for row in rows] for name, rows in sources.sets.items()}
+    prices = price.notes(row for rows in sets.values() for row in rows) if price else []
     chosen = [name for name in KINDS if name != "axes" or (x and y)] if kind == "all" else [kind]
     drawn_as = list(dict.fromkeys(f.strip() for f in formats.split(",")))
     if _is_picture(out):
@@ -87,7 +88,7 @@ def command(
     with _folder(out) as folder:
         for name in chosen:
             try:
-                paths = render(name, sets, folder, formats=drawn_as, requests=sources.requests, axes=fields)
+                paths = render(name, sets, folder, formats=drawn_as, requests=sources.requests, axes=fields, prices=prices)
             except ResultsError as error:
                 if kind != "all" or isinstance(error, OutputError):
                     raise
@@ -98,7 +99,7 @@ def command(
             typer.echo(f"{name:<12} {', '.join(shown)}")
         if not written:
             raise DashboardError("none of the kinds could be drawn from these results")
-    for note in price.notes(row for rows in sets.values() for row in rows) if price else []:
+    for note in prices:
         typer.echo(note)
     if _is_bundle(out):
         typer.echo(f"written: {out}")

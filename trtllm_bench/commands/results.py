@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +35,7 @@ def ls(
     where: Where = None,
     figure: Annotated[Strings, typer.Option("--figure", help="Figure to show; repeatable.")] = None,
     as_json: AsJson = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
 ) -> None:
     """List the rows of stores, one line each.
 
@@ -85,6 +87,8 @@ def ls(
     show(lines, columns, title=shared, console=console)
     for text in dict.fromkeys(f"{row.key[:8]}, repeat {row.repeat}: {doubt.text}" for row in all_rows if (doubt := row.implausible)):
         sentence(console, text, "yellow")
+    for why, count in Counter(why for row in all_rows if (why := row.not_judged)).items():
+        sentence(console, f"{count} of {len(all_rows)} rows not held against what their GPUs can do: {why}")
     for note in price.notes(all_rows) if price else []:
         typer.echo(note)
     for folder in (Path(spec) for spec in store if Path(spec).is_dir()):
@@ -101,7 +105,7 @@ def show_row(
         str, typer.Option("--definitions", help="Latencies as another tool defines them: vllm, aiperf, nvidia, guidellm, or all.")
     ] = "",
     as_json: AsJson = False,
-    gpu_price: GpuPrice = "",
+    gpu_price: GpuPrice = None,
 ) -> None:
     """Everything about the rows of one cell, or of all: settings, figures with their units, environment, command.
 
@@ -129,7 +133,8 @@ def show_row(
         typer.echo(f"{row.label}  repeat {row.repeat}  {row.status}{': ' + row.reason if row.reason else ''}")
         typer.echo(f"  key {row.key}  started {row.started_at}")
         doubt = row.implausible
-        for text in dict.fromkeys([*row.warnings, *([doubt.text] if doubt else [])]):
+        unknown = f"not held against what its GPUs can do: {row.not_judged}" if row.not_judged else ""
+        for text in dict.fromkeys([*row.warnings, *([doubt.text] if doubt else []), *([unknown] if unknown else [])]):
             typer.echo(f"  note: {text}")
         for name in [name for name in METRICS if name in row.figures] + [name for name in row.figures if name not in METRICS]:
             typer.echo(f"  {name:<32}{brief(row.figures[name]):>16} {METRICS[name].unit if name in METRICS else ''}".rstrip())
@@ -140,24 +145,23 @@ def show_row(
         if row.command:
             typer.echo(f"  command: {row.command}")
     if price is not None:
-        for line in [*cost_lines(rows, price), *price.notes(rows)]:
+        for line in [*cost_lines(rows), *price.notes(rows)]:
             typer.echo(line)
 
 
-def cost_lines(rows: list[Row], price: Price) -> list[str]:
-    """Cost of each cell over its repeats, a sentence each; the interval is that of throughput, inverted."""
+def cost_lines(rows: list[Row]) -> list[str]:
+    """Cost of each cell of priced rows over its repeats, a sentence each; the interval is that of throughput, inverted."""
     from trtllm_dashboards.points import points
-    from trtllm_results.cost import cost_per_million
+    from trtllm_results.cost import COST
 
     lines = []
     for point in points(rows):
-        hour, rate = price.of(point.environment.gpu), point.get("output_tokens_per_s")
-        if hour is None or rate is None or rate.low <= 0:
+        if (cost := point.get(COST)) is None:
             continue
-        mean, low, high = (cost_per_million(hour, point.cell.gpus, value) for value in (rate.mean, rate.high, rate.low))
-        kind = {0: "interval of the prediction", 1: "one repeat", 2: "two repeats:"}.get(rate.n, "95% interval")
-        spread = kind if rate.n == 1 else f"{kind} {low:.4f} to {high:.4f}"
-        lines.append(f"{point.rows[0].label}: {mean:.4f} USD per million output tokens ({spread})")
+        kind = {0: "interval of the prediction", 1: "one repeat", 2: "two repeats:"}.get(cost.n, "95% interval")
+        top = f"to {cost.high:.4f}" if cost.high < math.inf else "upwards, since that of throughput reaches 0"
+        spread = kind if cost.n == 1 else f"{kind} {cost.low:.4f} {top}"
+        lines.append(f"{point.rows[0].label}: {cost.mean:.4f} USD per million output tokens ({spread})")
     return lines
 
 

@@ -30,7 +30,8 @@ BY_GPU = "by_gpu"
 def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None) -> Cell:
     """The cell that a measurement belongs to. `workload` None: it could not be made; the cell then only names the case.
 
-    `batch` is the bound on sequences in flight; in an open loop without one, what the target serves at once.
+    `batch` is the bound on sequences in flight; in an open loop without one, what the target serves at once. The cache's type is the one
+    asked for where there is no engine to tell its own.
     """
     engine, asked = identity.engine or spec.engine, spec.workload
     isl, osl = asked.lengths if workload is None else workload.mean_lengths
@@ -40,7 +41,7 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
         batch=spec.load.concurrency or (identity.places if asked.open_loop else 0),
         isl=isl,
         osl=osl,
-        kv_dtype=identity.kv_dtype,
+        kv_dtype=identity.kv_dtype or engine.kv_dtype.replace("auto", ""),
         tp=engine.tp,
         pp=engine.pp,
         replicas=engine.replicas,

@@ -164,9 +164,11 @@ def _row(
         return Row(cell, environment, status="failed", reason=reason_of(error), run_id=run_id, command=command, extra=asked)
     sequences = -(-spec.load.concurrency // engine.replicas) or engine.max_batch_size or 0
     interval = interval_for(hardware, sequences, engine.tp * engine.pp, is_quantized(plans[0]))
-    low, high = interval.around(figures["output_tokens_per_s"])
+    rate = figures["output_tokens_per_s"]
+    low, high = interval.around(rate)
     if spec.workload.open_loop:  # as far as arrivals decide the throughput, an error of the model does not change it
-        low, high = (run(pace)["output_tokens_per_s"] for pace in (interval.factor, 1 / interval.factor))
+        ends = [run(pace)["output_tokens_per_s"] for pace in (interval.factor, 1 / interval.factor)]
+        low, high = min(rate, *ends), max(rate, *ends)  # where a step's length moves which arrivals wait for it, faster may end later
     basis = {
         **varied(spec, cell, axes),
         PREDICTED: [*_notes(plans[0], layout_of(cell), hardware), interval.note],

@@ -58,13 +58,14 @@ class Axes:
 
 @dataclass(frozen=True)
 class Material:
-    """What figures are drawn from: result sets by name, published figures (None: those shipped), a reader of per-request tables, and the
-    fields chosen for the axes."""
+    """What figures are drawn from: result sets by name, published figures (None: those shipped), a reader of per-request tables, the fields
+    chosen for the axes, and sentences on the prices that costs are of."""
 
     sets: RowSets
     published: Sequence[Published] | None = None
     requests: Callable[[Row], Table | None] = lambda row: None
     axes: Axes = Axes()
+    prices: Sequence[str] = ()
 
     @property
     def rows(self) -> list[Row]:
@@ -97,13 +98,14 @@ def render(
     published: Sequence[Published] | None = None,
     requests: Callable[[Row], Table | None] = lambda row: None,
     axes: Axes = NO_AXES,
+    prices: Sequence[str] = (),
 ) -> list[Path]:
     """Draw `kind` from `rows` (one set, or several by name) and write `out/<kind>.png` and `.svg`. Returns the files written.
 
     `published` overrides the figures that `kind="published"` draws beside ours; `requests` reads a row's per-request table (`timeline`);
-    `axes` are the fields of `kind="axes"`.
+    `axes` are the fields of `kind="axes"`; `prices` are the sentences (`Price.notes`) below a figure that shows costs.
     """
     from trtllm_dashboards.plots.style import save
 
-    drawn = figure(kind, Material(as_sets(rows), published, requests, axes))
+    drawn = figure(kind, Material(as_sets(rows), published, requests, axes, prices))
     return list(save(drawn, Path(out), kind, formats))

@@ -15,6 +15,7 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.plots.layout import telling
 from trtllm_dashboards.points import DIMENSIONS, Estimate, Point, common, grouped, points, varying
+from trtllm_results.cost import COST
 from trtllm_results.metrics.registry import METRICS, title
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.store.selection import field_of, settings_in
@@ -134,6 +135,8 @@ def draw(material: Material) -> Figure:
         ax.set_ylabel(y.label)
     if hidden:
         sheet.notes.append(f"Dots without a line differ in {', '.join(hidden)} too; add that to --by, --row or --col.")
+    if COST in (x.name, y.name):
+        sheet.notes += material.prices
     if y.name in METRICS:
         sheet.notes.append(style.uncertainty_note(y.estimate(p) for p in found))
     return sheet.finish(drawing, legend)

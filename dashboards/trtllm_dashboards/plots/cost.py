@@ -45,5 +45,6 @@ def draw(material: Material) -> Figure:
         ax.set_ylim(low / 2, high * 2)
         ax.set_ylabel("cost of a million output tokens (USD)")
     bars = style.uncertainty_note(e for p in plan.shown if (e := p.get(COST)))
+    sheet.notes += material.prices
     sheet.notes.append(f"The GPUs alone, all hours used. Grey: front over all series; small figures on it: {load_axis(plan.shown)}. {bars}")
     return sheet.finish(drawing, plan.legend)

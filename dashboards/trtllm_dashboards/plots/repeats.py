@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FEWEST = 5
 """Repeats of a density."""
 MOST = 6
+CHARACTER, FOR_DOTS = 0.065, 3.6
+"""Inches that a letter of a name takes, and that dots do at least."""
 
 
 def draw(material: Material) -> Figure:
@@ -44,7 +46,9 @@ def draw(material: Material) -> Figure:
     names = {label: _names(line) for label, line in shown.items()}
     legend = style.looks(name for line in names.values() for name in line)
     heights = 0.9 + 0.45 * max(len(line) for line in shown.values())
-    drawing, axes = sheet.panels(list(shown), columns=2 if len(shown) > 1 else 1, width=5.6, height=max(heights, 1.7))
+    beside = CHARACTER * max(len(name) for name in legend)
+    width = max(5.6, beside + FOR_DOTS)
+    drawing, axes = sheet.panels(list(shown), columns=2 if len(shown) > 1 else 1, width=width, height=max(heights, 1.7), names=beside)
     for ax, (label, line) in zip(axes, shown.items(), strict=True):
         for at, (name, point) in enumerate(zip(names[label], line, strict=True)):
             _density(ax, at, [row.figures[figure] for row in point.rows if figure in row.figures], legend[name])
@@ -52,6 +56,7 @@ def draw(material: Material) -> Figure:
         ax.set_ylim(len(line) - 0.4, -0.95)
         ax.grid(visible=False, axis="y")
         style.compact_axis(ax, "x", zero=False)
+        ax.locator_params("x", nbins=6)
         ax.set_xlabel(axis_label(figure, title(figure)))
     sheet.notes.append(f"Dots: runs; line: their mean; density: Gaussian, Scott's bandwidth, from {FEWEST} repeats on.")
     return sheet.finish(drawing)

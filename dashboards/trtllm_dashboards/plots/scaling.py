@@ -98,7 +98,8 @@ def ways(cell: Cell) -> tuple[str, ...]:
 
 
 def _throughput(ax: Axes, members: list[Point], series_by: list[str], legend: Mapping[str, Look], counts: list[int]) -> list[Estimate]:
-    drawn = []
+    drawn: list[Estimate] = []
+    shares: list[tuple[str, tuple[float, float]]] = []
     for label, line in grouped(members, series_by).items():
         best = best_by_count(line)
         estimates = [e for p in best if (e := p.get(FIGURE))]
@@ -108,9 +109,10 @@ def _throughput(ax: Axes, members: list[Point], series_by: list[str], legend: Ma
         style.errorbars(ax, xs, estimates, look)
         if xs[-1] > xs[0]:
             share = mean(best[-1]) * xs[0] / (mean(best[0]) * xs[-1])
-            style.remark(ax, f"{share:.0%}", (xs[-1], mean(best[-1])), (6, -3), color=look.color)
+            shares.append((f"{share:.0%}", (xs[-1], mean(best[-1]))))
         drawn += estimates
     _gpu_axis(ax, counts)
+    style.remarks(ax, shares, (6, -3))
     ax.set_ylabel(axis_label(FIGURE, "output throughput"))
     return drawn
 
@@ -119,6 +121,7 @@ def _same_load(
     speed: Axes, latency: Axes, lines: Mapping[str, list[Scaled]], legend: Mapping[str, Look], counts: list[int]
 ) -> list[Estimate]:
     drawn: list[Estimate] = []
+    shares: list[tuple[str, tuple[float, float]]] = []
     if not lines:
         for ax in (speed, latency):
             ax.text(0.5, 0.5, "no load was measured\non fewer GPUs too", transform=ax.transAxes, ha="center", va="center", color=style.SOFT)
@@ -128,13 +131,14 @@ def _same_load(
         look, fewest = legend[name], line[0].gpus
         xs = [one.gpus for one in line]
         speed.plot(xs, [one.speed_up for one in line], color=look.color, marker=look.marker, linestyle=look.line)
-        style.remark(speed, f"{line[-1].efficiency(fewest):.0%}", (xs[-1], line[-1].speed_up), (6, -3), color=look.color)
+        shares.append((f"{line[-1].efficiency(fewest):.0%}", (xs[-1], line[-1].speed_up)))
         timed = [(one.gpus, e) for one in line if (e := one.point.get(LATENCY))]
         style.errorbars(latency, [x for x, _ in timed], [e for _, e in timed], look)
         drawn += [e for _, e in timed]
     speed.plot(counts, [count / counts[0] for count in counts], color=style.SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
     for ax in (speed, latency):
         _gpu_axis(ax, counts)
+    style.remarks(speed, shares, (6, -3))
     speed.set_ylabel("speed-up (x)")
     latency.set_ylabel(axis_label(LATENCY, "TPOT p50"))
     return drawn

@@ -89,9 +89,10 @@ class Look:
 
 
 def look(label: str, index: int) -> Look:
-    """How series number `index`, called `label`, is drawn."""
+    """How series number `index`, called `label`, is drawn. Of series of one colour the symbols differ too: a single point has no line."""
     index = looks_of.place(label, index)
-    return Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], LINES[index // len(PALETTE) % len(LINES)])
+    turn = index // len(PALETTE)
+    return Look(PALETTE[index % len(PALETTE)], MARKERS[(index + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
@@ -123,8 +124,10 @@ class Sheet:
         width: float = PANEL_WIDTH,
         height: float | Sequence[float] = PANEL_HEIGHT,
         sharey: bool = False,
+        names: float = 0.0,
     ) -> tuple[Figure, list[Axes]]:
-        """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each."""
+        """A grid of one axes a title, unused places left empty; `height` in inches, one for all lines or one each. `names`: of each
+        panel's width, the inches that names beside its y axis take; titles stand above what is left."""
         from matplotlib.figure import Figure
 
         columns = 2 if len(titles) == 4 else min(columns, len(titles))
@@ -135,7 +138,7 @@ class Sheet:
         axes = [ax for row in grid for ax in row]
         for ax, title in zip(axes, titles, strict=False):
             if title:
-                ax.set_title(_fitting(title, width))
+                ax.set_title(_fitting(title, width - names))
         for ax in axes[len(titles) :]:
             ax.remove()
         return figure, axes[: len(titles)]
@@ -199,7 +202,7 @@ def _fitting(title: str, width: float) -> str:
     import textwrap
 
     held = title.replace(" ", HELD).replace(f",{HELD}", ", ")
-    return "\n".join(textwrap.wrap(held, int(width * 10.5), break_long_words=False)).replace(HELD, " ")
+    return "\n".join(textwrap.wrap(held, int(width * 10.5), break_long_words=False, break_on_hyphens=False)).replace(HELD, " ")
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -235,8 +238,8 @@ def errorbars(ax: Axes, xs: Sequence[float], estimates: Sequence[Estimate], styl
 
 
 def span(estimates: Iterable[Estimate], *, positive: bool = False) -> tuple[float, float]:
-    """The least and the most that `errorbars` draws of them, ends of bars included; of what is `positive`, for a logarithmic axis."""
-    values = [value for e in estimates for value in (e.low, e.mean, e.high) if value > 0 or not positive]
+    """The least and the most that `errorbars` draws of them, finite ends of bars included; of `positive` values, for a logarithmic axis."""
+    values = [value for e in estimates for value in (e.low, e.mean, e.high) if math.isfinite(value) and (value > 0 or not positive)]
     return min(values), max(values)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
-from trtllm_results.plausibility import Claim, Implausible, judge
+from trtllm_results.plausibility import Claim, Implausible, judge, not_judged
 from trtllm_results.record.cell import CELL_FIELDS, Cell
 from trtllm_results.record.environment import ENVIRONMENT_FIELDS, Environment
 from trtllm_results.record.flat import STATUSES, Status, checked_figure, checked_flat
@@ -117,20 +117,27 @@ class Row:
     @property
     def implausible(self) -> Implausible | None:
         """What is wrong with the throughput, by what it asks of the GPUs; None where nothing is or too little is known."""
+        return judge(self._claim)
+
+    @property
+    def not_judged(self) -> str:
+        """Why the throughput is not held against what the GPUs can do; empty where it is, and where there is none of a GPU."""
+        return not_judged(self._claim)
+
+    @property
+    def _claim(self) -> Claim:
         cell, figures = self.cell, self.figures
-        return judge(
-            Claim(
-                gpu=self.environment.gpu,
-                model=cell.model,
-                precision=cell.precision,
-                isl=figures.get("input_length_mean", cell.isl),
-                osl=figures.get("output_length_mean", cell.osl),
-                output_tokens_per_s=figures.get("output_tokens_per_s", 0.0),
-                gpus=cell.gpus,
-                kv_dtype=cell.kv_dtype,
-                batch=cell.batch,
-                prompt_share=1 - figures.get("prefix_hit_ratio", 0.0),
-            )
+        return Claim(
+            gpu=self.environment.gpu,
+            model=cell.model,
+            precision=cell.precision,
+            isl=figures.get("input_length_mean", cell.isl),
+            osl=figures.get("output_length_mean", cell.osl),
+            output_tokens_per_s=figures.get("output_tokens_per_s", 0.0),
+            gpus=cell.gpus,
+            kv_dtype=cell.kv_dtype,
+            batch=cell.batch,
+            prompt_share=1 - figures.get("prefix_hit_ratio", 0.0),
         )
 
     def checked(self) -> Row:

@@ -34,7 +34,8 @@ const DASHES = { solid: null, dash: "6 4", dot: "2 3", dashdot: "8 3 2 3" };
 function lookOf(name, at) {
   const { precisions, light, dark: night, symbols } = state.data.looks;
   const own = precisions.indexOf(name), index = own >= 0 ? own : at, colors = dark() ? night : light;
-  return { color: colors[index % colors.length], symbol: symbols[index % symbols.length], dash: ["solid", "dash", "dot", "dashdot"][Math.floor(index / colors.length) % 4] };
+  const turn = Math.floor(index / colors.length);
+  return { color: colors[index % colors.length], symbol: symbols[(index + turn) % symbols.length], dash: ["solid", "dash", "dot", "dashdot"][turn % 4] };
 }
 
 function swatch(look) {

@@ -38,7 +38,16 @@ function meets(i) {
 
 function groupOf(i) { return `${caseOf(i)}, ${dim(i, "device")}`; }
 function priceOf(i) { return state.price ?? state.data.prices[dim(i, "device")]?.usd ?? null; }
-function costOf(i) { const price = priceOf(i), rate = mean(i, "output_tokens_per_s"); return price && rate ? price * num(i, "gpus") / 3600 / rate * 1e6 : null; }
+function costOf(i) { const rate = mean(i, "output_tokens_per_s"); return rate ? costAt(i, rate) : null; }
+function costAt(i, rate) { const price = priceOf(i); return price ? price * num(i, "gpus") / 3600 / rate * 1e6 : null; }
+// The interval of throughput, inverted: half its width beside the cost, its ends on hover.
+function costShown(i) {
+  const rate = mean(i, "output_tokens_per_s"), h = half(i, "output_tokens_per_s"), cost = brief(costOf(i));
+  if (h === null) return { text: cost };
+  if (h >= rate) return { text: cost, title: `from ${brief(costAt(i, rate + h))} upwards, since the interval of throughput reaches 0` };
+  const [low, high] = [costAt(i, rate + h), costAt(i, rate - h)];
+  return { text: `${cost} ± ${spreadText((high - low) / 2)}`, title: `${brief(low)} to ${brief(high)}, by the interval of throughput` };
+}
 
 function drawLimits() {
   const rows = state.rows.filter((i) => ok(i) && mean(i, "output_tokens_per_s") !== null);
@@ -77,8 +86,10 @@ function card(i, verdict) {
     ["per GPU", "output_tokens_per_s_per_gpu"], ["per user", "output_tokens_per_s_per_user"], [`TTFT ${state.quantile}`, limitFigure("ttft")], [`TPOT ${state.quantile}`, limitFigure("tpot")],
     [`E2E ${state.quantile}`, limitFigure("e2e")], ["energy", "energy_per_output_token_j"],
   ].filter(([, figure]) => mean(i, figure) !== null).map(([text, figure]) => [el("dt", {}, text), el("dd", {}, `${withError(i, figure)} `, el("small", {}, unit(figure)))]);
-  const cost = costOf(i);
-  if (cost !== null) lines.push([el("dt", {}, "cost"), el("dd", {}, `${brief(cost)} `, el("small", {}, "USD/Mtok"))]);
+  if (costOf(i) !== null) {
+    const { text, title } = costShown(i);
+    lines.push([el("dt", {}, "cost"), el("dd", { title }, `${text} `, el("small", {}, "USD/Mtok"))]);
+  }
   const limits = Object.keys(state.limits).length;
   return el("article", { class: `card ${Object.keys(state.limits).length ? verdict : ""}` },
     el("h3", {}, el("button", { type: "button", class: "plainly", "data-key": `card ${state.data.keys[i]}`, onclick: () => openDetail(i) }, cellLabel(i).replace(`${dim(i, "model")}, `, ""))),
