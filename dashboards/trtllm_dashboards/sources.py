@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 
-ROWS = "results.parquet"
-
-
 @dataclass(frozen=True)
 class Sources:
     """Result sets by name, filtered, and the stores among them, each with all its rows."""

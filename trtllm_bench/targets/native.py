@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from trtllm_bench.errors import BenchError, LayoutError
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.targets.registry import OWN, OnBuild, Tokenize, register
+from trtllm_bench.targets.registry import OnBuild, Tokenize, register
+from trtllm_results.record.cell import OWN_TARGET
 
 if TYPE_CHECKING:
     from trtllm_bench.targets.native_engine import OpenEngine
@@ -173,7 +174,7 @@ def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> OpenEngine:
 
 
 register(
-    OWN,
+    OWN_TARGET,
     open=_open,
     check=check,
     vocabulary=vocabulary,

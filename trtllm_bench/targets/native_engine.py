@@ -34,7 +34,7 @@ from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, mean_step_ms, utilisation
 from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.native import arch_for, device_of, gpu_for, model_of
-from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
+from trtllm_bench.targets.registry import Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.build import USUAL_PROFILE, default_profile
 from trtllm_engines.engine.cache import cached_engine
@@ -53,6 +53,7 @@ from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_engines.runtime.step_log import STEP_DTYPE
 from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.cell import OWN_TARGET
 from trtllm_results.record.environment import Environment
 from trtllm_workloads.request import RequestSpec, Workload
 from trtllm_workloads.tokens import TokenPrompts
@@ -157,7 +158,7 @@ class OpenEngine:
         stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
         return Identity(
-            target=OWN,
+            target=OWN_TARGET,
             engine_fingerprint=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
             weights_hash=weights["sha256"][:16] if weights is not None else f"dummy-{dict(plan.weights_source).get('seed', 0)}",
             kv_dtype=plan.kv_dtype,
