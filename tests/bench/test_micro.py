@@ -15,7 +15,9 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import MOST_COPIES, Bench, _reading
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
 from trtllm_bench.micro.show import print_findings

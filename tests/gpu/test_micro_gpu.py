@@ -8,7 +8,7 @@ import torch
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.micro.bench import Bench
 from trtllm_bench.micro.results import is_right
-from trtllm_bench.micro.run import KernelSelection, cases_of, coarsest
+from trtllm_bench.micro.run import KernelSelection, cases_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -31,7 +31,7 @@ def test_every_op_of_a_step_is_right(model: str, precision: str) -> None:
                 continue
             included |= {part.op.op for part in bound.includes}
             error = bound.error()
-            if not is_right(error, coarsest(bound, bound.memory[bound.op.outputs[0]])):
+            if not is_right(error, bound.coarsest):
                 wrong.append(f"{case.label} of {case.shape.tokens}: {bound.op.op} differs by {error:.2%}")
         expected = {"rope_kv_write"} | (NORMS[model] if case.shape.tokens == 1 else set()) if case.label == "decode" and hopper else set()
         assert included == expected, f"{case.label} of {case.shape.tokens}"

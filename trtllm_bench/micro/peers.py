@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trtllm_bench.micro.bench import BoundOp
+from trtllm_bench.micro.bound_op import BoundOp
 from trtllm_bench.roofline.counts import StepShape
 
 

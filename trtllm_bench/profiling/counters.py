@@ -55,7 +55,8 @@ def run_target(target: CountedKernel, arch: str) -> str:
     """Runs the op between `cudaProfilerStart` and its end; returns its name. Raises `BenchError` when no op launches such a kernel."""
     import torch
 
-    from trtllm_bench.micro.bench import Bench, KernelCase
+    from trtllm_bench.micro.bench import Bench
+    from trtllm_bench.micro.cases import KernelCase
     from trtllm_engines.runtime.launch_order import LaunchOrder
 
     cases = [KernelCase(name, shape) for name, shape in shapes_of(target)]
