@@ -88,7 +88,6 @@ class SimulatedVerdict:
     loss: float
     fail: float
     passed: float
-    inconclusive: float
     mean_blocks: float
 
 
@@ -146,6 +145,6 @@ def simulate(
         a, b = noise[:, : 2 * blocks], noise[:, 2 * blocks :] + math.log1p(-loss)
         differences = (b - a).reshape(machines, blocks, 2).mean(axis=2)
     verdict, used = sequential(differences, bound, config)
-    rates = {word: float((verdict == word).mean()) for word in ("fail", "pass", "inconclusive")}
+    rates = {word: float((verdict == word).mean()) for word in ("fail", "pass")}
     design = "ABBA" if interleaved else "all A, then all B"
-    return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))
+    return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], float(used.mean()))
