@@ -92,7 +92,7 @@ class SimulatedVerdict:
 
 
 def verdicts(differences: FloatArray, bound: float, config: GateConfig) -> npt.NDArray[np.str_]:
-    """[machines] verdict of the sequential gate on one figure, from [machines, blocks] values of ln(B/A): `gate.judge`, vectorised."""
+    """[machines] verdict of the sequential gate on one figure, from [machines, blocks] values of ln(B/A): `verdict.judge`, vectorised."""
     return sequential(differences, bound, config)[0]
 
 
