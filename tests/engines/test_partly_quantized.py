@@ -296,5 +296,5 @@ def test_other_codes_are_refused_by_tensor_and_method_whatever_the_precision(
     (tmp_path / "text.jsonl").write_text('{"input_ids": [1, 2, 3]}')
     with pytest.raises(EngineError, match="which no engine here runs"):
         perplexity(folder, "fp32", tmp_path / "text.jsonl", length=8)
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="which no engine here runs"):
         refit(engine, folder)
