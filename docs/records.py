@@ -6,8 +6,9 @@
     python docs/records.py --fit        # and before all that the step model's constants for an H200, from its recorded runs; a minute more
     python docs/records.py --ceilings   # and before them docs/facts/at-ceilings.csv, for the table of aims; takes half a minute
 
-Every figure comes from `results/recorded`, every figure of other engines from `results/published`; nothing is typed. A line is the
-version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats. A case without a record has no line.
+Every figure comes from `results/recorded`, every figure of other engines from `results/published`, every constant of the step model from
+its files; nothing is typed. A line is the version of a case that was measured last (`trtllm_results.versions`), the mean over its repeats.
+A case without a record has no line.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
 LEFT_OUT = ("gate", "nvtx-overhead")
 """Recorded on purpose with slower engines."""
 DOCUMENTS = (
-    *("README.md", "docs/observatory.md", "docs/facts/h200.md", "docs/facts/two-gpus.md"),
+    *("README.md", "docs/observatory.md", "docs/profiling.md", "docs/facts/h200.md", "docs/facts/two-gpus.md"),
     *("docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
 )
 PREDICTION_DOCUMENTS = ("docs/facts/predictions.md", "docs/facts/step-model.md")
@@ -200,6 +201,16 @@ def significant(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _of_kernel(name: str) -> dict[str, tuple[str, str]]:
+    """Where the step model's files have the constants that every kind of kernel has."""
+    return {
+        "bandwidth": ("bandwidth_share", name),
+        "stream": ("stream_tb_per_s", name),
+        "fixed": ("kernel_us", name),
+        "pdl": ("pdl_us", name),
+    }
 
 
 def markdown(columns: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -611,6 +622,40 @@ def accuracy() -> str:
     return markdown(columns, body)
 
 
+KERNELS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "GEMV: one row of a narrow product, or in int8": {"peak": ("peak_share", "gemv"), **_of_kernel("gemv")},
+    "skinny GEMM, 1 to 128 rows, our kernels": {"peak": ("peak_share", "skinny"), **_of_kernel("skinny")},
+    "other GEMMs, cuBLASLt": {"peak": ("peak_share", "gemm"), **_of_kernel("gemm")},
+    "decode attention": _of_kernel("attention"),
+    "decode attention with equal shares": {
+        "bandwidth": ("attention", "even_bandwidth_share"),
+        "stream": ("attention", "even_stream_tb_per_s"),
+        "fixed": ("attention", "even_us"),
+    },
+    "attention of prompts": {"peak": ("peak_share", "attention"), **_of_kernel("attention")},
+    "others": _of_kernel("rows"),
+}
+"""Of each kind of kernel, where the step model's files have what its time is made of (section, name)."""
+
+
+def kernel_times() -> str:
+    """What the step model makes a kernel's time of: the H200's constants, the H100's in brackets."""
+    from trtllm_bench.analysis.step_constants import FOLDER, read_file
+
+    h200, h100 = (read_file(FOLDER / f"{gpu}.toml") for gpu in ("h200", "h100"))
+
+    def cell(place: tuple[str, str] | None) -> str:
+        section, name = place or ("", "")
+        here, there = (f"{gpu[section][name]['value']:.3g}" if name in gpu.get(section, {}) else "" for gpu in (h200, h100))
+        return f"{here} ({there})" if there else here
+
+    columns = ("bandwidth", "stream", "peak", "fixed", "pdl")
+    return markdown(
+        ["kernel", "share of the bandwidth:", "SMs take in, TB/s:", "share of the peak:", "fixed time, us:", "with PDL, us:"],
+        ([kernel, *(cell(places.get(column)) for column in columns)] for kernel, places in KERNELS.items()),
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "overview": overview,
     "few": few,
@@ -623,6 +668,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "h100": h100,
     "ops": ops,
+    "kernel-times": kernel_times,
 }
 
 

@@ -1,16 +1,17 @@
 """The bench's own errors, and what exit code an error of any component means.
 
-One rule for the whole command line: 0 done, 1 tried and failed, 2 inconclusive (gates only), 3 usage or bad input. Each package has one
-base class for errors a user can cause (`XError(ValueError)`); those carry one sentence and end in 3, unless the class says otherwise
-through an `exit_code` attribute. Everything else that is raised is either the machine's fault (disk, permissions, memory: 1, one sentence)
-or ours (1, one sentence that asks for `--debug`). A signal ends in 128 + its number (`interrupts.py`).
+One rule for the whole command line: 0 done, 1 tried and failed, 2 inconclusive (gates only: `trtllm_results.gate.verdict.EXIT_CODES`),
+3 usage or bad input. Each package has one base class for errors a user can cause (`XError(ValueError)`); those carry one sentence and end
+in 3, unless the class says otherwise through an `exit_code` attribute. Everything else that is raised is either the machine's fault (disk,
+permissions, memory: 1, one sentence) or ours (1, one sentence that asks for `--debug`). A signal ends in 128 + its number
+(`interrupts.py`).
 """
 
 from __future__ import annotations
 
 import errno
 
-FAILURE, INCONCLUSIVE, USAGE, INTERRUPTED = 1, 2, 3, 130
+FAILURE, USAGE, INTERRUPTED = 1, 3, 130
 
 
 class BenchError(ValueError):

@@ -20,8 +20,6 @@ from trtllm_kernels.dialect.dtypes import FP8_CAPABILITY, OLDEST_CAPABILITY
 from trtllm_results.record.environment import read_gpu
 
 State = Literal["ok", "limit", "stop"]
-MIN_DRIVER = {12: 525, 13: 580}
-"""First driver branch that runs what each CUDA major version compiles (CUDA release notes, minor version compatibility)."""
 MIN_FREE_GIB = 5
 """The largest default engine keeps no weights on disk; this covers wheels' caches, engines of small models and results."""
 
@@ -104,6 +102,8 @@ def _packages() -> Iterator[Check]:
 
 
 def _gpu_checks(devices: list[dict[str, Any]]) -> Iterator[Check]:
+    from trtllm_engines.compiler.fingerprint import MIN_DRIVER, is_older
+
     if not devices:
         yield Check("GPU", "limit", _why_no_gpu(), "engines run on the CPU; engines for GPUs can still be built with build --arch")
         return
@@ -111,14 +111,14 @@ def _gpu_checks(devices: list[dict[str, Any]]) -> Iterator[Check]:
         power = f", {gpu['power_limit_w']:.0f} W" if gpu.get("power_limit_w") else ""
         yield Check(f"GPU {index}", "ok", f"{gpu['gpu']}, {arch_of(gpu)}, {gpu.get('gpu_memory_gib', 0):.0f} GiB{power}")
     driver = f"{devices[0]['driver']} (CUDA {devices[0].get('cuda', 'unknown')})"
-    branch, oldest = int(devices[0]["driver"].split(".")[0]), min(MIN_DRIVER.values())
-    if branch < oldest:
+    oldest = MIN_DRIVER[min(MIN_DRIVER)]
+    if is_older(devices[0]["driver"], oldest):
         yield Check("driver", "stop", driver, f"install driver {oldest} or newer")
     else:
         yield Check("driver", "ok", driver)
     if _capability_of(devices[0]) < OLDEST_CAPABILITY:
         yield Check("architecture", "stop", arch_of(devices[0]), f"engines need sm_{OLDEST_CAPABILITY} (A100) or newer; use --device cpu")
-    yield _torch_cuda(branch)
+    yield _torch_cuda(devices[0]["driver"])
 
 
 def _why_no_gpu() -> str:
@@ -127,8 +127,10 @@ def _why_no_gpu() -> str:
     return "none found (no NVIDIA driver answers)"
 
 
-def _torch_cuda(driver_branch: int) -> Check:
+def _torch_cuda(driver: str) -> Check:
     import torch
+
+    from trtllm_engines.compiler.fingerprint import is_older, oldest_driver
 
     if torch.version.cuda is None:
         return Check(
@@ -137,8 +139,8 @@ def _torch_cuda(driver_branch: int) -> Check:
             f"{torch.__version__} has no CUDA",
             "python3 -m pip install --force-reinstall torch from PyPI (not a +cpu wheel)",
         )
-    needed = MIN_DRIVER.get(int(torch.version.cuda.split(".")[0]), max(MIN_DRIVER.values()))
-    if driver_branch < needed:
+    needed = oldest_driver(int(torch.version.cuda.split(".")[0]))
+    if is_older(driver, needed):
         return Check("torch", "stop", f"{torch.__version__} needs driver {needed} or newer", f"install driver {needed} or newer")
     if not torch.cuda.is_available():
         return Check("torch", "stop", f"{torch.__version__} cannot open the GPU", "check nvidia-smi, permissions of /dev/nvidia*, MIG mode")

@@ -17,7 +17,7 @@ from trtllm_results import stats, versions
 from trtllm_results.cost import COST
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.plausibility import Implausible
-from trtllm_results.record.cell import Cell
+from trtllm_results.record.cell import FIXED_LENGTHS, OWN_TARGET, Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import INTERVAL, Row
 
@@ -205,7 +205,7 @@ def common(points: Sequence[Point], ignore: Iterable[str] = ()) -> str:
         return ""
     skipped = {"batch", "request_rate", "loop", *varying(points), *ignore}
     shown = [points[0].names[name] for name in DIMENSIONS if name not in skipped]
-    return ", ".join(name for name in shown if name and name not in ("tp 1", "pp 1", "fixed", "native"))
+    return ", ".join(name for name in shown if name and name not in ("tp 1", "pp 1", FIXED_LENGTHS, OWN_TARGET))
 
 
 def grouped(points: Sequence[Point], dimensions: Sequence[str]) -> dict[str, list[Point]]:

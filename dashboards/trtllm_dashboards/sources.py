@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 from trtllm_dashboards.errors import DashboardError
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
-from trtllm_results.store.selection import keep, load_set, named_path
+from trtllm_results.store.selection import keep, load_set, named_path, none_passes
 from trtllm_results.store.table import Store, stores_below
 
 if TYPE_CHECKING:
     from pyarrow import Table
-
-
-ROWS = "results.parquet"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def load(specs: Sequence[str], filters: Sequence[str] = ()) -> Sources:
     if not sets and skipped:
         raise DashboardError(f"none of the stores in {', '.join(specs)} can be read: {skipped[0]}")
     if not any(sets.values()):
-        raise DashboardError(f"no row passes {' and '.join(filters)}")
+        raise DashboardError(none_passes(filters))
     return Sources(sets if len(sets) > 1 else {"": next(iter(sets.values()))}, tuple(stored), tuple(skipped))
 
 

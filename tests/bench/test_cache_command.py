@@ -12,7 +12,7 @@ from command_line import refused, run
 
 from trtllm_bench.commands.build import check_gpu, note_if_not_tuned
 from trtllm_engines.engine import cache as engine_cache
-from trtllm_engines.engine import fits
+from trtllm_engines.engine import fits, verified
 from trtllm_engines.errors import OutOfMemoryError
 from trtllm_engines.memory import allocating
 from trtllm_results.store.table import Store
@@ -148,3 +148,18 @@ def test_verify_and_chat_with_token_ids(capsys: pytest.CaptureFixture[str], tmp_
     assert "constants.safetensors was altered" in refused(capsys, *ask, "--verify")
     assert "constants.safetensors was altered" in refused(capsys, "inspect", tmp_path / "e", "--verify")
     assert "--chat takes a prompt of text" in refused(capsys, *ask, "--chat")
+
+
+def test_verify_hashes_an_engine_of_the_cache_too(capsys: pytest.CaptureFixture[str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte changed by the disk: neither the file's size nor its time tells of it."""
+    monkeypatch.setattr(verified, "_CLOCK_TICK_NS", 0)
+    ask = ["generate", "--model", "tiny-llama", "--token-ids", "1", "--max-tokens", 2, "--device", "cpu"]
+    assert run(capsys, *ask)[0] == 0
+    (constants,) = cache.glob("engines/*/constants.safetensors")
+    before, content = constants.stat(), bytearray(constants.read_bytes())
+    content[-1] ^= 1
+    with constants.open("r+b") as file:
+        file.write(content)
+    os.utime(constants, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(capsys, *ask)[0] == 0
+    assert f"{constants} was altered" in refused(capsys, *ask, "--verify")

@@ -143,6 +143,20 @@ def test_doctor_judges_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: str,
     assert all(check.fix for check in checks if check.state == "stop")
 
 
+@pytest.mark.parametrize(("driver", "state"), [("580.65.06", "ok"), ("590.1", "ok"), ("580.60.02", "stop"), ("575.99", "stop")])
+def test_doctor_wants_the_driver_that_torchs_cuda_needs(monkeypatch: pytest.MonkeyPatch, driver: str, state: str) -> None:
+    """As engines do, whose machine code is of the same CUDA: to the last number."""
+    import torch
+
+    from trtllm_bench import machine
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check = machine._torch_cuda(driver)
+    assert check.state == state
+    assert state == "ok" or "driver 580.65.06 or newer" in check.fix
+
+
 def test_an_unexpected_error_is_one_sentence_and_debug_shows_where(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

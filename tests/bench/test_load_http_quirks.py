@@ -355,7 +355,8 @@ def test_tokens_in_one_burst_have_no_speed_and_the_run_says_so(server: QuirkServ
 
 
 def test_a_tokenizer_of_a_folder_decodes_and_counts(server: QuirkServer, tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     words = {f"w{k}": k for k in range(200)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({**words, "a": 200, "b": 201, "c": 202, "d": 203, "?": 204}, unk_token="?"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

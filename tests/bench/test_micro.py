@@ -17,7 +17,10 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import BenchError, RunFailure
-from trtllm_bench.micro.bench import MOST_COPIES, Bench, BoundOp, _reading, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import MOST_COPIES, Bench, _reading
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.peers import peer_of
 from trtllm_bench.micro.results import Measured, Run, draw, is_right, judge
 from trtllm_bench.micro.run import KernelSelection, cases_of, parse_m, run
 from trtllm_bench.micro.show import print_findings
@@ -92,7 +95,7 @@ def test_samples_are_cut_out_of_the_stream_of_kernels() -> None:
     assert split_samples([1.0, 2, 3], 3, cold=False) == [1, 2, 3]
     with pytest.raises(RunFailure, match="not a whole number"):
         split_samples([1.0, 2, 3], 2, cold=False)
-    with pytest.raises(RunFailure):
+    with pytest.raises(RunFailure, match="2 kernels in 2 calls, none of them of the op itself"):
         split_samples([1.0, 2], 2, cold=True)
 
 
@@ -231,6 +234,27 @@ def test_prefill_adds_only_what_differs_from_decode(bench: Bench) -> None:
     assert len({one.key for one in found}) == len(found)
     with pytest.raises(BenchError, match="no op of tiny-llama is named 'nothing'; it has embedding"):
         run(replace(wanted, name="nothing"), whole, FakeTimer(), StoppingRule(), None, peers=False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "rows", "products"), [("fp8", 20, 5), ("fp8_rowwise", 20, 5), ("int8_sq", 20, 5), ("int8_sq", 16, 1)]
+)
+def test_peers_of_products_multiply_the_same_operands(precision: str, rows: int, products: int) -> None:
+    """Codes with a scale for each row as codes alone; int8 of up to 16 rows, which torch does not take on a GPU, has none but the head."""
+    case = prefill_case(rows)
+    bench = Bench("tiny-llama", precision, "cpu", [case])
+    config = bench.plan.config
+    compared = 0
+    for bound in bench.ops(case):
+        peer = peer_of(bound, case.shape, config.num_heads, config.num_kv_heads, config.head_dim)
+        if bound.cost.kind != "gemm" or peer is None:
+            continue
+        given = bound.arguments()
+        scales = [scale.float() for scale in (given.get("x_scale"), given.get("weight_scale")) if scale is not None and scale.numel() == 1]
+        expected = given["x"].float() @ given["weight"].float().T * math.prod(scale.item() for scale in scales)
+        torch.testing.assert_close(peer.call().float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+        compared += 1
+    assert compared == products
 
 
 def test_a_chain_reads_a_weight_of_its_own_each_time_until_all_have_left_l2(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,8 @@ def test_zero_and_negative_sizes_are_refused(capsys: pytest.CaptureFixture[str],
 
 def test_a_corrupt_engine_names_the_file(capsys: pytest.CaptureFixture[str], engine: Path, tmp_path: Path) -> None:
     assert "no engine at" in refused(capsys, "inspect", tmp_path / "nowhere")
-    assert "is not an engine" in refused(capsys, "throughput", "--engine-dir", tmp_path)
+    for ask in (("throughput",), ("generate", "--token-ids", "1")):
+        assert "is not an engine" in refused(capsys, *ask, "--engine-dir", tmp_path)
     for name, change in (("engine.json", lambda data: data[:-20]), ("constants.safetensors", lambda data: data[:-1] + b"x")):
         copy = shutil.copytree(engine, tmp_path / name)
         (copy / name).write_bytes(change((copy / name).read_bytes()))

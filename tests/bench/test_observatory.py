@@ -14,7 +14,9 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.micro import observatory
-from trtllm_bench.micro.bench import Bench, BoundOp, compile_cases, ops_until
+from trtllm_bench.micro.bench import Bench
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import compile_cases, ops_until
 from trtllm_bench.micro.show import print_beside
 from trtllm_bench.micro.timing import Call, How, StoppingRule
 from trtllm_bench.roofline.hardware import Hardware

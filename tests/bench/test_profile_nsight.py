@@ -272,6 +272,12 @@ def fake_tool(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPa
 TARGET = CountedKernel("llama-3.1-8b", "fp8", "decode_grouped", 64, 128, 128, 8192)
 
 
+def test_what_a_tool_says_in_another_encoding_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tool(tmp_path, "ncu", "printf 'kein Ger\\344t' >&2; exit 9", monkeypatch)
+    with pytest.raises(RunFailure, match="ncu ended with code 9: kein Ger\N{REPLACEMENT CHARACTER}t"):
+        collect(TARGET, tmp_path / "out")
+
+
 def test_ncu_is_run_around_the_op_and_its_csv_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "answer.csv").write_text(RAW)
     copy = 'while [ "$1" != "--log-file" ]; do shift; done; cp "$(dirname "$0")/answer.csv" "$2"; echo "$@" > "$(dirname "$0")/said"'

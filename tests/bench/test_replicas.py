@@ -25,7 +25,8 @@ from trtllm_bench.spec.measurement import EngineSpec, LoadSpec, MeasurementSpec
 from trtllm_bench.sweep.settle import settled
 from trtllm_bench.sweep.spec import SweepSpec
 from trtllm_bench.targets import native, native_engine
-from trtllm_bench.targets.native_engine import NativeTarget, OpenEngine, pooled_figures, pooled_steps
+from trtllm_bench.targets.native_engine import OpenEngine, pooled_figures, pooled_steps
+from trtllm_bench.targets.native_target import NativeTarget
 from trtllm_engines import memory
 from trtllm_engines.errors import EngineError
 from trtllm_engines.runtime.batch import StepBatch, StepOutput

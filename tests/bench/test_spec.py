@@ -20,7 +20,6 @@ from trtllm_bench.profiling.record import CellProfile
 from trtllm_bench.spec import measurement
 from trtllm_bench.spec.knobs import knob
 from trtllm_bench.spec.measurement import EngineSpec, LoadSpec, MeasurementSpec, WorkloadSpec
-from trtllm_bench.sweep.folder import SPEC_FILE
 from trtllm_bench.sweep.spec import SweepSpec, load_spec
 from trtllm_bench.sweep.table import summarise
 from trtllm_bench.targets import registry
@@ -33,6 +32,7 @@ from trtllm_results.gate.baseline import measured_cells
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row, cell_key
+from trtllm_results.store.layout import SWEEP
 from trtllm_results.store.selection import ResultSet
 from trtllm_results.store.table import Store
 from trtllm_results.versions import newest
@@ -246,7 +246,7 @@ def test_cells_that_differ_in_any_setting_stay_apart_in_tables_plots_pages_and_c
     ],
 )
 def test_a_cell_that_cannot_be_is_one_sentence(cells: object, says: str, tmp_path: Path) -> None:
-    (tmp_path / SPEC_FILE).write_text(json.dumps({"model": "m", "cells": cells}))
+    (tmp_path / SWEEP).write_text(json.dumps({"model": "m", "cells": cells}))
     with pytest.raises(BenchError, match=says):
         load_spec({}, folder=tmp_path, defaults={"isl": (8,)})
 
@@ -272,7 +272,7 @@ def test_folders_of_earlier_versions_are_resumed(tmp_path: Path) -> None:
         "request_rate": [],
         "num_requests": None,
     }
-    (tmp_path / SPEC_FILE).write_text(json.dumps({name: value for name, value in earlier.items() if value not in ([], None)}))
+    (tmp_path / SWEEP).write_text(json.dumps({name: value for name, value in earlier.items() if value not in ([], None)}))
     spec = load_spec({}, folder=tmp_path)
     assert (len(spec.points), spec.repeats) == (4, 2)
     point = spec.points[0].spec

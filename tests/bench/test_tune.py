@@ -18,7 +18,9 @@ from rich.console import Console
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, decode_case
+from trtllm_bench.micro.bench import Bench
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import KernelCase, decode_case
 from trtllm_bench.micro.timing import Call, How, StoppingRule
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.tune import check

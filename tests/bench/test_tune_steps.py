@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.micro.bench import KernelCase, decode_case
+from trtllm_bench.micro.cases import KernelCase, decode_case
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.tune.plan import TuningPlan
 from trtllm_bench.tune.session import record_choice

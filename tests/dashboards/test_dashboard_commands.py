@@ -68,7 +68,7 @@ def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
         (["plot", "all", "STORE", "--x", "batch"], "plot all does not take --x"),
         (["plot", "repeats", "STORE", "--col", "batch"], "plot repeats does not take --col"),
         (["plot", "throughput", "nowhere"], "no results at nowhere"),
-        (["plot", "throughput", "STORE", "--where", "precision=fp64"], "no row passes precision=fp64"),
+        (["plot", "throughput", "STORE", "--where", "precision=fp64"], "no result passes precision=fp64; leave a filter out"),
         (["plot", "throughput", "STORE", "--format", "bmp"], "cannot write figures as 'bmp'"),
         (["plot", "throughput", "STORE", "a=STORE", "a=STORE"], "two result sets are called 'a'"),
         (["dashboard"], "no results named"),

@@ -20,8 +20,8 @@ from trtllm_dashboards.html import page, render
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.serve import Watch, listening
 from trtllm_results.record.row import Row
+from trtllm_results.store.layout import PROGRESS
 from trtllm_results.store.lock import RUN_LOCK, locked
-from trtllm_results.store.progress import PROGRESS
 from trtllm_results.store.table import Store
 
 pytestmark = pytest.mark.browser

@@ -73,9 +73,9 @@ def test_a_model_too_large_is_told_with_what_fits(monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_gpu_that_is_not_here_refuses_nothing() -> None:
-    if not torch.cuda.is_available():
-        assert too_large(preset_config("llama-3.1-70b"), named_plan("fp32"), Profile(1, 64, 4096), "sm_90") == ""
+def test_a_gpu_that_is_not_here_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert too_large(preset_config("llama-3.1-70b"), named_plan("fp32"), Profile(1, 64, 4096), "sm_90") == ""
 
 
 def test_a_batch_too_large_is_told_with_one_that_fits() -> None:

@@ -283,7 +283,7 @@ def test_other_codes_are_refused_by_tensor_and_method_whatever_the_precision(
         for key, tensor in (made(name, weight) if name.endswith("_proj.weight") else {name: weight}).items()
     }
     folder = hf_folder(tmp_path / "model", stored, config)
-    engine = build("tiny-llama", "fp32", out=tmp_path / "fitted", profile=PROFILE)
+    engine = build(hf_folder(tmp_path / "wide", tensors()), "fp32", out=tmp_path / "fitted", profile=PROFILE)
     monkeypatch.setattr(building, "_compile_kernels", lambda *_: pytest.fail("kernels are compiled of weights that cannot be read"))
     named = rf"layers\.\d\.(self_attn|mlp)\.\w+_proj\.{leaf}\b.*{re.escape(method)}.*, which no engine here runs"
     for precision in ("fp32", "bf16", "fp16", "fp8", "fp8_rowwise"):
@@ -296,5 +296,5 @@ def test_other_codes_are_refused_by_tensor_and_method_whatever_the_precision(
     (tmp_path / "text.jsonl").write_text('{"input_ids": [1, 2, 3]}')
     with pytest.raises(EngineError, match="which no engine here runs"):
         perplexity(folder, "fp32", tmp_path / "text.jsonl", length=8)
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="which no engine here runs"):
         refit(engine, folder)

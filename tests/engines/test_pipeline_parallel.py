@@ -30,6 +30,7 @@ from test_tensor_parallel import (
     tensors_of,
     tokens,
 )
+from thread_ranks import ThreadRanks
 
 from trtllm_engines.checkpoints.dummy import DummyWeights
 from trtllm_engines.checkpoints.write import assemble
@@ -52,7 +53,6 @@ from trtllm_engines.runtime.rank import CacheSize
 from trtllm_engines.runtime.ranks import start_ranks
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.runtime.thread_ranks import ThreadRanks
 from trtllm_kernels.launch import peers
 
 FOUR = {name: replace(config, num_layers=4) for name, config in MODELS.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from thread_ranks import ThreadRanks
 
 from trtllm_engines.checkpoints import drawn_sums
 from trtllm_engines.checkpoints.dummy import DummyWeights
@@ -25,7 +26,6 @@ from trtllm_engines.runtime.cpu import CpuRunner
 from trtllm_engines.runtime.engine_loop import EngineLoop
 from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import SchedulerConfig
-from trtllm_engines.runtime.thread_ranks import ThreadRanks
 
 PROFILE = Profile(max_batch_size=8, max_num_tokens=64, max_seq_len=256)
 PAGES = 120

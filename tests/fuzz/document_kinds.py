@@ -29,6 +29,7 @@ from trtllm_results import importers
 from trtllm_results.compare.published_ops import OpBeside, OpRun, OpShape
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate import baseline, calibrate, config, stored
+from trtllm_results.store.layout import GATE_REPORT
 from trtllm_workloads import dataset
 from trtllm_workloads.errors import WorkloadError
 from trtllm_workloads.open_workload import open_workload
@@ -137,7 +138,7 @@ def _noise(folder: Path) -> Prepared:
 @file_kind("report of the gate", of_json)
 def _report(folder: Path) -> Prepared:
     said = {"verdict": "pass", "findings": [{"figure": "ttft_p50_ms", "margin": 0.02}], "blocks": 2, "alpha": 0.05}
-    path = written(folder / stored.REPORT, json.dumps(said))
+    path = written(folder / GATE_REPORT, json.dumps(said))
     return path, lambda: stored.judged_again(_rows(), stored.report_of(folder))
 
 

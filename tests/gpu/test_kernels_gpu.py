@@ -56,6 +56,9 @@ BATCHES = {
     "mixed": BatchShape((1, 1, 1, 65, 1, 257), (70, 1, 300, 65, 90, 300), 12),
     "concurrent": BatchShape((*[1] * 270, 130, 65, 64), (*_lengths(270, 1, 90), 130, 90, 64), 5),
 }
+FEW_DECODE = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500))
+MANY_DECODE = ((5000, 32, 33, 1), _lengths(150, 1, 130))
+"""Tokens in the cache of sequences that decode together. Drawn here, so that they do not depend on which tests a worker ran before."""
 BATCHED = ("prepare_step", "rope", "rope_kv_write", "paged_attention", "attention")
 OF_PROMPTS = "rope_kv_write_quantize"
 ACTIVATED = ("gate_up_silu", "linear_gelu")
@@ -201,9 +204,8 @@ def test_decode_attention_rotates_and_writes_as_the_op_before_would(model: str, 
     the persistent kernels of 150, of which their warps have several."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("decode attention rotates on sm_90")
-    few, many = ((5000, 1), _lengths(12, 1, 900), _lengths(60, 1, 500)), ((5000, 32, 33, 1), _lengths(150, 1, 130))
     persistent = ({"decode_cuda_to": 0, "decode_short": short} for short in (0, 8192))
-    for lengths, tactic in (*((one, {}) for one in few), *((one, tactic) for tactic in persistent for one in many)):
+    for lengths, tactic in (*((one, {}) for one in FEW_DECODE), *((one, tactic) for tactic in persistent for one in MANY_DECODE)):
         case = rotated_sample(MODELS[model], lengths, precision, tactic)
         device = on_gpu(case.named)
         symbols = {**dict.fromkeys("TRDS", len(lengths)), "C": 0, "L": rounded_keys(max(lengths))}

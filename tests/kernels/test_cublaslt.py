@@ -1,6 +1,7 @@
 """Matrix products through cuBLASLt, by a stand-in that follows the descriptors (fake_cublaslt.py); tests/gpu has the library itself."""
 
 import gc
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -216,3 +217,12 @@ def test_the_library_already_in_the_process_is_taken(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shared_library, "_MAPS", maps)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert cublaslt._candidates() == ["/opt/nvidia/cu13/lib/libcublasLt.so.13", "libcublasLt.so.12"]
+
+
+def test_a_library_may_lie_in_a_folder_of_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """With spaces, and with bytes that are no UTF-8; a folder that is called as a library is none."""
+    maps, start = tmp_path / "maps", b"7f00-7f01 r-xp 00000000 fe:00 12                       "
+    folders = (b"/home/a b/venv/lib/libx.so.1", b"/home/m\xfcller/lib/libx.so.1", b"/home/libx.so/y.so", b"[stack]")
+    maps.write_bytes(b"".join(start + path + b"\n" for path in folders) + b"7f04-7f05 rw-p 00000000 00:00 0\n")
+    monkeypatch.setattr(shared_library, "_MAPS", maps)
+    assert [os.fsencode(path) for path in shared_library.mapped("libx.so")] == [*folders[:2]]

@@ -29,6 +29,7 @@ from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row, cell_key
 from trtllm_results.store import document, files, parquet
+from trtllm_results.store.layout import FILES
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.selection import load_set, named_path, path_and_filters
 from trtllm_results.store.table import Store, extend, read_rows
@@ -374,7 +375,7 @@ def test_clean_removes_what_nothing_mentions_and_nothing_else(tmp_path: Path) ->
     store = Store(tmp_path)
     store.record(row(1), {"requests": COLUMNS, "steps": COLUMNS})
     orphans = [tmp_path / "requests" / f"{row(2).key}-r0-01234567.parquet", tmp_path / "steps" / ".x.parquet.1-0123abcd.tmp"]
-    orphans += [tmp_path / ".results.json.1-0123abcd.tmp"]
+    orphans += [tmp_path / f".{name}.1-0123abcd.tmp" for name in FILES]
     others = [tmp_path / "notes.txt", tmp_path / "requests" / "mine.parquet"]
     for path in (*orphans, *others):
         path.write_bytes(b"xyz")

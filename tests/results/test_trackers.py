@@ -108,7 +108,7 @@ def test_what_cannot_be_pushed_to_is_one_sentence(
         (["--to", "notebook"], "there is no tracker 'notebook'; choose mlflow or wandb"),
         (["--to", "wandb"], "--to wandb needs wandb; install it with: pip install 'trtllm-bench[wandb]'"),
         (["--to", "mlflow", "--uri", "http://closed"], "MLflow at http://closed refuses: API request failed"),
-        (["--to", "mlflow", "--where", "batch=7"], "no result passes the filters"),
+        (["--to", "mlflow", "--where", "batch=7"], "no result passes batch=7; leave a filter out"),
     ):
         assert main(["results", "push", str(AB), *given]) == 3
         error = capsys.readouterr().err

@@ -66,7 +66,7 @@ def command(
     sets = [selection.load_set(spec) for spec in results]
     sets = [selection.ResultSet(one.name, tuple(selection.keep(one.rows, where or []))) for one in sets]
     if not any(one.rows for one in sets):
-        raise ResultsError("no result passes the filters")
+        raise ResultsError(selection.none_passes(where or []))
     figures, notes = figure or [], list[str]()
     price = Price.parse(gpu_price) if gpu_price else None
     check_priced(figures, price)

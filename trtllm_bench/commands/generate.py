@@ -50,8 +50,10 @@ def command(
       trtllm-bench generate --model smollm2 --chat "What is a GPU?"
       trtllm-bench generate --engine-dir llama.engine --token-ids 1,2,3
     """
+    from trtllm_bench.build_progress import build_progress
     from trtllm_bench.targets.native import device_of
     from trtllm_engines import LLM, SamplingParams
+    from trtllm_engines.engine.folder import load_engine
     from trtllm_engines.quantization.scheme import WIDE
 
     sampling = SamplingParams(
@@ -74,23 +76,23 @@ def command(
         raise BenchError("give one of --model and --engine-dir")
     batch = len(asked) if engine_dir is None else None
     source = cast(Path | str, engine_dir if engine_dir is not None else model)
-    if engine_dir is not None:
-        from trtllm_bench.build_progress import build_progress
-        from trtllm_engines.engine.folder import load_engine
-
-        with build_progress() as report:
-            load_engine(engine_dir, verify="full" if verify else "once", progress=report)
-    with LLM(
-        source,
-        precision=precision,
-        kv_dtype=kv_dtype,
-        context_attention=context_attention or WIDE,
-        weights=weights or "auto",
-        max_batch_size=batch,
-        max_seq_len=max_seq_len,
-        device=device_of(device),
-        check_logits=True,
-    ) as llm:
+    with build_progress() as report:
+        if engine_dir is not None:  # LLM takes a folder that is not an engine for a model
+            load_engine(engine_dir, progress=report)
+        llm = LLM(
+            source,
+            precision=precision,
+            kv_dtype=kv_dtype,
+            context_attention=context_attention or WIDE,
+            weights=weights or "auto",
+            max_batch_size=batch,
+            max_seq_len=max_seq_len,
+            device=device_of(device),
+            check_logits=True,
+            verify="full" if verify else "once",
+            progress=report,
+        )
+    with llm:
         inputs = asked
         if chat:
             tokenizer = llm.tokenizer

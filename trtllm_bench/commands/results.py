@@ -231,7 +231,7 @@ def export(
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
-        raise ResultsError("no result passes the filters")
+        raise ResultsError(selection.none_passes(where or []))
     writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": write_json, ".parquet": write_parquet}
     if out.suffix not in writers:
         raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files")
@@ -300,7 +300,7 @@ def push(
 
     rows = selection.keep(selection.load_set(store).rows, where or [])
     if not rows:
-        raise ResultsError("no result passes the filters")
+        raise ResultsError(selection.none_passes(where or []))
     typer.echo(f"{push_to(to, rows, place, project)} of {len(rows)} rows are new and sent to {to}{f' at {place}' if place else ''}")
 
 

@@ -222,12 +222,13 @@ def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") ->
     """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import sentence
+    from trtllm_results.store.layout import ROWS, ROWS_JSON
 
     console.print()
     print_table(rows, console, spec.axes)
     if note:
         sentence(console, note, "dim")
-    console.print(f"\nresults: {folder / 'results.parquet'}, {folder / 'results.json'}", soft_wrap=True)
+    console.print(f"\nresults: {folder / ROWS}, {folder / ROWS_JSON}", soft_wrap=True)
     if not any(row.status == "ok" for row in rows):
         raise typer.Exit(FAILURE)
 
@@ -267,9 +268,10 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
 def _defaults(given: Mapping[str, Any], on_gpus: bool = False) -> Mapping[str, Any]:
     """By the target asked for and the machine: what to measure where nothing was said. `on_gpus`: whatever this machine has."""
     from trtllm_bench.machine import has_gpu
-    from trtllm_bench.targets.registry import OWN, target_kind
+    from trtllm_bench.targets.registry import target_kind
+    from trtllm_results.record.cell import OWN_TARGET
 
-    target = given.get("target", OWN)
+    target = given.get("target", OWN_TARGET)
     first = target.split(",")[0].strip() if isinstance(target, str) else str(next(iter(target), "") if isinstance(target, list) else target)
     if target_kind(first).names_its_model:
         return DEFAULTS_SERVER

@@ -22,7 +22,7 @@ def spec_of_row(row: Row) -> MeasurementSpec:
     asked: Mapping[str, Any] = row.extra.get(ASKED, {})
     if not is_own(cell.target):
         raise BenchError(f"{cell.label} was served by {cell.target}; profile looks into our own engine only")
-    from_dataset = cell.workload not in ("", "fixed")
+    from_dataset = bool(cell.named_workload)
     if from_dataset and "dataset" not in asked:
         raise BenchError(f"{cell.label} ran dataset {cell.workload}, which its row only names; give profile the flags it was measured with")
     dummy = not cell.weights_hash or cell.weights_hash.startswith(DUMMY)

@@ -15,7 +15,8 @@ from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.cell import ALIGN_FIELDS, CELL_FIELDS, Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import VARIED, Row
-from trtllm_results.store.table import SideKind, Store
+from trtllm_results.store.layout import SideKind
+from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
 
 MAX_REASON = 300

@@ -9,6 +9,7 @@ import numpy as np
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import MeasurementSpec, WorkloadSpec
 from trtllm_bench.targets.registry import Tokenize, tokenize_of, vocabulary_of
+from trtllm_results.record.cell import FIXED_LENGTHS
 from trtllm_workloads.request import NO_LORA, Workload
 
 BYTES_A_REQUEST = 2000
@@ -70,7 +71,7 @@ def make_workload(spec: WorkloadSpec, vocabulary: int, tokenize: Tokenize | None
             tokenize=tokenize,
         )
     else:
-        made = replace(fixed(spec.num_requests or 1, *spec.lengths, vocab_size=vocabulary, seed=spec.seed), name="fixed")
+        made = replace(fixed(spec.num_requests or 1, *spec.lengths, vocab_size=vocabulary, seed=spec.seed), name=FIXED_LENGTHS)
     if spec.replay and not len(made.arrival_s):
         raise BenchError(f"workload {made.name} has no arrival times to replay; give --request-rate, or leave --replay out")
     process = chosen(spec.request_rate or None, spec.burstiness, spec.arrivals)

@@ -19,9 +19,11 @@ from typing import Any, get_args
 
 import torch
 
-from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, compile_cases, lower_in, op_reading, ops_until
+from trtllm_bench.micro.bench import Bench, lower_in, op_reading
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import KernelCase, compile_cases, ops_until
 from trtllm_bench.micro.results import is_right
-from trtllm_bench.micro.run import coarsest, roof_us
+from trtllm_bench.micro.run import roof_us
 from trtllm_bench.micro.timing import Bursts, StoppingRule, Timer, Timing, measure
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
@@ -183,7 +185,7 @@ def run(
 
     def check(shape: OpShape, bound: BoundOp) -> None:
         error = bound.error()
-        if not is_right(error, coarsest(bound, bound.memory[bound.op.outputs[0]])):
+        if not is_right(error, bound.coarsest):
             wrong.append(f"{shape.family} {shape.dtype} {shape.text}: {bound.op.op} differs from its reference by {error:.2%} (rms)")
 
     for group in groups:

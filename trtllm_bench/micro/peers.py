@@ -1,7 +1,8 @@
 """What others need for the same work: cuBLASLt for products (through torch), torch's scaled-dot-product attention for attention.
 
-A peer does no more than its part: of a product fused with an activation it is the product alone, and of attention it reads keys and values
-that lie densely instead of in pages. So a fused kernel that is as fast as its peer has its fusion for nothing.
+A peer does no more than its part: of a product fused with an activation it is the product alone, of one with a scale for each row the
+product of the codes, and of attention it reads keys and values that lie densely instead of in pages. So a fused kernel that is as fast as
+its peer has its fusion for nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 
-from trtllm_bench.micro.bench import BoundOp
+from trtllm_bench.micro.bound_op import BoundOp
 from trtllm_bench.roofline.counts import StepShape
+
+LEAST_INT8_ROWS = 17
+"""Of a product in int8 by torch on a GPU; its other sizes must be multiples of 8."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,18 @@ def peer_of(bound: BoundOp, shape: StepShape, heads: int, kv_heads: int, head_di
 def _product(bound: BoundOp) -> Peer | None:
     arguments = bound.arguments()
     x, weight = arguments["x"], arguments["weight"]
-    if x.dtype == torch.float8_e4m3fn:
-        if len(x) == 1 or weight.dtype != x.dtype:
-            return None
-        scales = (arguments["x_scale"].view(()), arguments["weight_scale"].view(()))
-        return Peer("cuBLASLt", lambda: torch._scaled_mm(x, weight.t(), *scales, out_dtype=torch.bfloat16, use_fast_accum=True))
     if x.dtype != weight.dtype:
         return None
+    if x.dtype == torch.float8_e4m3fn:
+        if len(x) == 1:
+            return None
+        one = torch.ones((), device=x.device)
+        a, b = (scale.view(()) if scale.numel() == 1 else one for scale in (arguments["x_scale"], arguments["weight_scale"]))
+        return Peer("cuBLASLt", lambda: torch._scaled_mm(x, weight.t(), a, b, out_dtype=torch.bfloat16, use_fast_accum=True))
+    if x.dtype == torch.int8:
+        if len(x) < LEAST_INT8_ROWS or any(size % 8 for size in weight.shape):
+            return None
+        return Peer("cuBLASLt", lambda: torch._int_mm(x, weight.t()))
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
     return Peer("cuBLASLt", lambda: torch.mm(x, weight.t(), out=out))
 

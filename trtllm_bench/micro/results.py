@@ -105,7 +105,8 @@ def _judged(a: Measured, b: Measured, margin: float) -> gate.Judged:
 
 
 def is_right(error: float, dtype: str) -> bool:
-    return error <= LIMITS.get(dtype, 0.02)
+    """Whether a result of this number format, a key of `LIMITS`, is its reference's."""
+    return error <= LIMITS[dtype]
 
 
 def draw(run: Run, path: Path) -> Path:

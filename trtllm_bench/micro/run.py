@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trtllm_bench.errors import BenchError
-from trtllm_bench.micro.bench import Bench, BoundOp, KernelCase, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.bench import Bench
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import KernelCase, chunk_case, decode_case, prefill_case
 from trtllm_bench.micro.peers import peer_of
 from trtllm_bench.micro.results import Measured, is_right
 from trtllm_bench.micro.timing import StoppingRule, Timer, measure
@@ -90,7 +91,6 @@ def _measured(
         bound.memory[bound.op.reuses].copy_(taken_over)
     config = bench.plan.config
     peer = peer_of(bound, case.shape, config.num_heads, config.num_kv_heads, config.head_dim) if peers else None
-    out = bound.memory[bound.op.outputs[0]]
     return Measured(
         op=bound.op.op,
         role=bound.cost.role,
@@ -103,7 +103,7 @@ def _measured(
         warm=warm,
         chained=chained,
         error=error,
-        right=is_right(error, coarsest(bound, out)),
+        right=is_right(error, bound.coarsest),
         peer="" if peer is None else peer.name,
         peer_us=None if peer is None else measure(timer, peer.call, "cold", rule).mean_us,
         roof_us=roof_us(bound.cost, hardware),
@@ -113,15 +113,6 @@ def _measured(
 def roof_us(cost: OpCost, hardware: Hardware | None) -> float | None:
     """Microseconds at the ceilings."""
     return None if hardware is None else max(hardware.ceiling_us(cost))
-
-
-def coarsest(bound: BoundOp, out: Any) -> str:
-    """The least exact format among what an op writes: how near its reference it can be."""
-    written = [out.dtype, *(bound.memory[name].dtype for name in bound.op.inputs if name == "kv_cache")]
-    names = [str(dtype).removeprefix("torch.") for dtype in written]
-    if any(name.startswith("float8") for name in names):
-        return "fp8"
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(names[0], "bf16")
 
 
 def parse_m(text: str) -> tuple[int, ...]:

@@ -202,8 +202,11 @@ class Bursts:
 def split_samples(durations: list[float], count: int, cold: bool) -> list[float]:
     """Durations of all device activity, in order, as `count` equal groups; a cold group begins with the flush. Raises `RunFailure`."""
     each, left = divmod(len(durations), count)
-    if left or each <= cold:
-        raise RunFailure(f"the profiler saw {len(durations)} kernels in {count} calls, which is not a whole number per call; try again")
+    seen = f"the profiler saw {len(durations)} kernels in {count} calls"
+    if left:
+        raise RunFailure(f"{seen}, which is not a whole number per call; try again")
+    if each <= cold:
+        raise RunFailure(f"{seen}, none of them of the op itself; try again")
     return [sum(durations[i * each + cold : (i + 1) * each]) for i in range(count)]
 
 

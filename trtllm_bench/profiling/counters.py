@@ -46,16 +46,21 @@ def collect(target: CountedKernel, folder: Path) -> list[Counters]:
     try:
         nsight.run(nsight.ncu_command(tool, command, log), "ncu")
     except RunFailure:
-        if not (log.is_file() and "ERR" in log.read_text()):  # the log says why, and `read_ncu` raises that
+        if not (log.is_file() and "ERR" in _text(log)):  # the log says why, and `read_ncu` raises that
             raise
-    return read_ncu(log.read_text())
+    return read_ncu(_text(log))
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
 
 
 def run_target(target: CountedKernel, arch: str) -> str:
     """Runs the op between `cudaProfilerStart` and its end; returns its name. Raises `BenchError` when no op launches such a kernel."""
     import torch
 
-    from trtllm_bench.micro.bench import Bench, KernelCase
+    from trtllm_bench.micro.bench import Bench
+    from trtllm_bench.micro.cases import KernelCase
     from trtllm_engines.runtime.launch_order import LaunchOrder
 
     cases = [KernelCase(name, shape) for name, shape in shapes_of(target)]

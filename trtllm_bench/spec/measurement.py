@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import KnobField, check, identity_of, knob, knobs_of
+from trtllm_results.record.cell import OWN_TARGET
 
 DEFAULT_LENGTH = 128
 MIN_WARMUP = 2
@@ -308,7 +309,7 @@ PARTS: dict[str, type] = {"engine": EngineSpec, "workload": WorkloadSpec, "load"
 class MeasurementSpec:
     """A whole measurement. `target` is a name the registry knows, or a server's address."""
 
-    target: str = knob("native", "native (our engine, the default), a server's address, null or fake (these test the driver).")
+    target: str = knob(OWN_TARGET, "native (our engine, the default), a server's address, null or fake (these test the driver).")
     engine: EngineSpec = field(default_factory=lambda: PARTS["engine"]())
     workload: WorkloadSpec = field(default_factory=lambda: PARTS["workload"]())
     load: LoadSpec = field(default_factory=lambda: PARTS["load"]())

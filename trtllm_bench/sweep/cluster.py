@@ -29,6 +29,7 @@ from trtllm_bench.sweep.spec import GridPoint, SweepSpec
 from trtllm_bench.sweep.submit import submit, why_ended
 from trtllm_bench.targets.registry import Identity, target_kind
 from trtllm_results.record.row import Row
+from trtllm_results.store.layout import ROWS
 from trtllm_results.store.table import Store, merge_store
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class ClusterSweep:
         return self._failed(part, why_ended(job, error))
 
     def _tell_rows(self, part: JobPart) -> None:
-        table = part.folder / "results.parquet"
+        table = part.folder / ROWS
         stamp = table.stat().st_mtime_ns if table.exists() else 0
         if stamp == self._stamps.get(part.name, 0):
             return
@@ -174,7 +175,7 @@ class ClusterSweep:
     def _merge(self, missing: Sequence[Row]) -> None:
         store = Store(self.folder)
         for part in self.parts:
-            if (part.folder / "results.parquet").exists():
+            if (part.folder / ROWS).exists():
                 merge_store(store, part.folder)
         store.append(*missing)
 

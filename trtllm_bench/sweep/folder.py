@@ -14,16 +14,16 @@ from trtllm_bench.measure.place import by_time
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.flat import MOST_DEPTH, depth
 from trtllm_results.store.files import read_text
+from trtllm_results.store.layout import SWEEP
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.table import Store
 
-SPEC_FILE = "sweep.json"
 MOST_SPEC_BYTES = 2**20
 
 
 def holds_sweep(folder: Path) -> bool:
     """Whether there is something to resume. An empty `sweep.json` is what earlier versions left on a full disk, before any row."""
-    path = folder / SPEC_FILE
+    path = folder / SWEEP
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
@@ -43,7 +43,7 @@ def resumed_folder(out: Path, grid_given: bool) -> Iterator[Path]:
         raise BenchError(f"no sweep to resume in {out}: the folder does not exist")
     with _claimed(out) as folder:
         if not holds_sweep(folder) and not grid_given:
-            raise BenchError(f"no sweep to resume in {out}: it holds no {SPEC_FILE}; give the flags of the sweep again")
+            raise BenchError(f"no sweep to resume in {out}: it holds no {SWEEP}; give the flags of the sweep again")
         yield folder
 
 
@@ -56,12 +56,12 @@ def _claimed(folder: Path) -> Iterator[Path]:
 
 def write_spec(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1) + "\n"
-    Store(folder).write(SPEC_FILE, lambda handle: handle.write(text.encode()))
+    Store(folder).write(SWEEP, lambda handle: handle.write(text.encode()))
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """What `write_spec` wrote, values unchecked. Raises `BenchError` naming the file where it is no JSON object."""
-    path = folder / SPEC_FILE
+    path = folder / SWEEP
     try:
         content = json.loads(read_text(path, MOST_SPEC_BYTES))
     except ResultsError as error:

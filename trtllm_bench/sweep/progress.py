@@ -20,7 +20,7 @@ from rich.text import Text
 from trtllm_bench.sweep.spec import GridPoint, SweepSpec, work_of
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
-from trtllm_results.store.progress import PROGRESS
+from trtllm_results.store.layout import PROGRESS
 from trtllm_results.store.table import Store
 
 RECENT = 0.5

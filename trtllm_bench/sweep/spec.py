@@ -20,10 +20,11 @@ from typing import Any, Self
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.knobs import Knob, KnobField
 from trtllm_bench.spec.measurement import HIDDEN, MeasurementSpec, all_knobs, engine_knobs, safe_target
-from trtllm_bench.sweep.folder import MOST_SPEC_BYTES, SPEC_FILE, read_spec, write_spec
+from trtllm_bench.sweep.folder import MOST_SPEC_BYTES, read_spec, write_spec
 from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.record.flat import shown
 from trtllm_results.store.files import read_text
+from trtllm_results.store.layout import SWEEP
 
 MIN_REQUESTS, WAVES = 8, 4
 MOST_MEASUREMENTS = 100_000
@@ -254,7 +255,7 @@ def load_spec(
         content.update(given)
 
     if folder is not None:
-        lay(read_spec(folder), lambda key: f"{folder / SPEC_FILE}: {key}")
+        lay(read_spec(folder), lambda key: f"{folder / SWEEP}: {key}")
     if toml is not None:
         lay(_read_toml(toml), lambda key: f"{toml}: {key}")
     lay(flags, _flag_name)

@@ -1,4 +1,5 @@
-"""Our own engine as a target. Registered here without importing it; what runs is in `native_engine.py`."""
+"""Our own engine as a target. Registered here without importing it; what runs is in `native_engine.py` and
+`native_target.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 from trtllm_bench.errors import BenchError, LayoutError
 from trtllm_bench.machine import arch_of, gpus
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
-from trtllm_bench.targets.registry import OWN, OnBuild, Tokenize, register
+from trtllm_bench.targets.registry import OnBuild, Tokenize, register
+from trtllm_results.record.cell import OWN_TARGET
 
 if TYPE_CHECKING:
     from trtllm_bench.targets.native_engine import OpenEngine
@@ -173,7 +175,7 @@ def _open(spec: MeasurementSpec, on_build: OnBuild | None) -> OpenEngine:
 
 
 register(
-    OWN,
+    OWN_TARGET,
     open=_open,
     check=check,
     vocabulary=vocabulary,

@@ -1,13 +1,8 @@
-"""Our own engine, found or built, loaded when first needed, driven in this process, emptied after a failure.
+"""Our own engine, found or built, loaded when first needed, emptied after a failure. `native_target.py` drives it.
 
-Its loop runs on a thread of its own from `start` to `stop`, so that the driver's thread only sends. Token times are those of the engine's
-steps (a token is seen when the step that made it ends), on the driver's clock. Every request generates exactly what it asks for
-(`ignore_eos`): a random prompt's end-of-sequence token would cut runs short at random. The step log becomes the row's step table and the
-figures that only the engine can know (batch composition, cache use, preemptions).
+The step log becomes the row's step table and the figures that only the engine can know (batch composition, cache use, preemptions).
 
-Replicas are copies of the engine, each with a scheduler, a KV cache and processes of its own, whose loops run on threads of this process.
-`runtime.dispatch` says which of them a request goes to; their steps are pooled. When one dies, requests end everywhere: the rest would
-only measure something else than was asked for.
+Replicas are copies of the engine, each with a scheduler, a KV cache and processes of its own. Their steps are pooled.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,12 +23,12 @@ import numpy.typing as npt
 
 from trtllm_bench.build_progress import build_progress
 from trtllm_bench.errors import BenchError
-from trtllm_bench.load.target import Deliver, RequestOutcome, Target
 from trtllm_bench.roofline import ceilings
 from trtllm_bench.roofline.costs import ModelCost, doubtful, mean_step_ms, utilisation
 from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.native import arch_for, device_of, gpu_for, model_of
-from trtllm_bench.targets.registry import OWN, Identity, OnBuild, RunDetails
+from trtllm_bench.targets.native_target import NativeTarget
+from trtllm_bench.targets.registry import Identity, OnBuild, RunDetails
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.engine.build import USUAL_PROFILE, default_profile
 from trtllm_engines.engine.cache import cached_engine
@@ -44,17 +38,14 @@ from trtllm_engines.errors import EngineError
 from trtllm_engines.llm import LLM
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.scheme import WIDE
-from trtllm_engines.runtime.dispatch import Dispatcher
-from trtllm_engines.runtime.engine_loop import EngineLoop, EngineThread
 from trtllm_engines.runtime.host_ranks import Recorder
 from trtllm_engines.runtime.ranges import annotate
-from trtllm_engines.runtime.request import Request
-from trtllm_engines.runtime.sampling_params import SamplingParams
 from trtllm_engines.runtime.scheduler import Policy
 from trtllm_engines.runtime.step_log import STEP_DTYPE
 from trtllm_results.metrics.requests import RequestLog
+from trtllm_results.record.cell import OWN_TARGET
 from trtllm_results.record.environment import Environment
-from trtllm_workloads.request import RequestSpec, Workload
+from trtllm_workloads.request import Workload
 from trtllm_workloads.tokens import TokenPrompts
 
 USUAL_PROFILES = {"cuda": USUAL_PROFILE, "cpu": replace(USUAL_PROFILE, max_batch_size=32, max_num_tokens=2048)}
@@ -157,7 +148,7 @@ class OpenEngine:
         stored = [files.pop(rank_weights(rank), None) for rank in range(plan.parallel.ranks)]
         weights = stored[0]
         return Identity(
-            target=OWN,
+            target=OWN_TARGET,
             engine_fingerprint=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
             weights_hash=weights["sha256"][:16] if weights is not None else f"dummy-{dict(plan.weights_source).get('seed', 0)}",
             kv_dtype=plan.kv_dtype,
@@ -254,96 +245,6 @@ class OpenEngine:
 
     def close(self) -> None:
         self.recover()
-
-
-class NativeTarget(Target):
-    """Drives `loops`, one a replica, which nobody else may step between `start` and `stop`."""
-
-    def __init__(self, loops: Sequence[EngineLoop]) -> None:
-        self._loops = loops
-        self._threads: list[EngineThread] = []
-
-    def start(self, deliver: Deliver) -> None:
-        self._deliver = deliver
-        self._open: dict[int, tuple[EngineLoop, Request]] = {}
-        self._dispatcher = Dispatcher(len(self._loops))
-        self._given_up = threading.Event()
-        self._threads = [EngineThread(loop) for loop in self._loops]
-
-    def submit(self, request: RequestSpec, arrival_s: float) -> None:
-        if request.prompt is None:
-            raise ValueError("the workload gives text and the engine takes token ids; prepare it with a tokenizer")
-        number, tokens = request.id, len(request.prompt) + request.output_tokens
-        replica = self._dispatcher.take(tokens)
-        loop = next((one for one in self._loops if one.broken), self._loops[replica])
-
-        def finish(finished: Request) -> None:
-            self._dispatcher.done(replica, tokens)
-            self._finish(number, loop, finished)
-
-        sampling = SamplingParams(max_tokens=request.output_tokens, ignore_eos=True)
-        accepted = loop.add_request(request.prompt, sampling, arrival_s=arrival_s, on_finish=finish)
-        if not accepted.finished:
-            self._open[number] = (loop, accepted)
-            if accepted.finished:  # meanwhile, on the loop's thread
-                self._open.pop(number, None)
-            elif self._given_up.is_set():
-                loop.cancel(accepted)
-
-    def _finish(self, number: int, loop: EngineLoop, request: Request) -> None:
-        self._open.pop(number, None)
-        times = request.token_times_s
-        end = float(times[-1]) if len(times) else float(request.finished_s or np.nan)
-        stopped = request.finish_reason == "cancelled" and self._given_up.is_set()
-        self._deliver(
-            RequestOutcome(
-                id=number,
-                end_s=end,
-                output_tokens=len(request.output),
-                token_times_s=times,
-                input_tokens=len(request.prompt),
-                scheduled_s=float("nan") if request.scheduled_s is None else request.scheduled_s,
-                preemptions=request.preemptions,
-                error=request.error or ("another replica stopped" if stopped else ""),
-            )
-        )
-        if loop.broken and not self._given_up.is_set():
-            self._given_up.set()
-            self._cancel_open()
-
-    def _cancel_open(self) -> None:
-        for loop, request in list(self._open.values()):
-            loop.cancel(request)
-
-    def heard_s(self, request_id: int) -> float:
-        """The end of its replica's latest step: a request that waits while the engine works is not forgotten."""
-        held = self._open.get(request_id)
-        if held is None:
-            return float("nan")
-        log = held[0].log
-        steps = np.arange(max(0, len(log) - 2 - held[0].scheduler.config.stages), len(log))
-        return float(log.times_of(steps.astype(np.int32)).max()) if len(steps) else float("nan")
-
-    def cancel(self, request_id: int) -> None:
-        held = self._open.pop(request_id, None)
-        if held is not None:
-            loop, request = held
-            loop.cancel(request)
-
-    def stop(self) -> None:
-        """Cancels what is still running, so that the next run finds the engine empty. Raises `EngineError` when a replica has died."""
-        self._cancel_open()
-        threads, self._threads = self._threads, []
-        failures: list[EngineError] = []
-        for number, thread in enumerate(threads, 1):
-            try:
-                thread.close()
-            except EngineError as error:
-                failures.append(error if len(threads) == 1 else EngineError(f"replica {number} of {len(threads)}: {error}"))
-        if failures:
-            raise failures[0]
-        for loop in self._loops:
-            loop.run()
 
 
 def pooled_steps(replicas: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

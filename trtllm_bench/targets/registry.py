@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trtllm_bench.errors import BenchError
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
+from trtllm_results.record.cell import OWN_TARGET
 from trtllm_results.record.flat import shown
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from trtllm_workloads.request import Workload
 
 MODULES = ("native", "scripted", "http")
-OWN = "native"
-"""The target that is our own engine, as rows name it."""
 DEFAULT_VOCABULARY = 32_000
 OnBuild = Callable[[str, int, int], None]
 """(stage, done, total) of an engine being built or loaded."""
@@ -174,4 +173,4 @@ def tokenize_of(spec: MeasurementSpec) -> Tokenize | None:
 
 def is_own(target: str) -> bool:
     """Whether rows of this target are of our own engine, whose plan and steps are known."""
-    return target == OWN
+    return target == OWN_TARGET

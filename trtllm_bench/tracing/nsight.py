@@ -72,7 +72,8 @@ def ncu_command(tool: str, target: Sequence[str], log: Path) -> list[str]:
 
 def run(command: Sequence[str], tool: str) -> None:
     """Raises `RunFailure` with the tool's last words when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if done.returncode:
         words = " ".join((done.stderr.strip() or done.stdout.strip()).split())[-MOST_QUOTED:]
         raise RunFailure(f"{tool} ended with code {done.returncode}: {words or 'it said nothing'}")

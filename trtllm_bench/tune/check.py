@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from trtllm_bench.micro.bench import BoundOp
+from trtllm_bench.micro.bound_op import BoundOp
 from trtllm_bench.micro.results import is_right
-from trtllm_bench.micro.run import coarsest
 from trtllm_kernels.references import OPS
 from trtllm_kernels.references.sampling import EMPTY
 
@@ -27,7 +26,7 @@ class Check:
         """Of variants that do the op's own work alone. `given`: a copy of the input whose memory the result takes, if there is one."""
         self._expected = replace(bound, includes=()).expected()
         self._given = given
-        self._format = coarsest(bound, bound.memory[bound.op.outputs[0]])
+        self._format = bound.coarsest
 
     def error_of(self, variant: BoundOp) -> str:
         """What is wrong with a variant, or nothing. Runs it once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtllm_bench.micro.bench import KernelCase, chunk_case, decode_case, prefill_case
+from trtllm_bench.micro.cases import KernelCase, chunk_case, decode_case, prefill_case
 from trtllm_bench.roofline.counts import OpCost, PlanCounter, StepShape
 from trtllm_engines.compiler.plan import Op
 from trtllm_engines.compiler.planning.select_tactics import lowered_together, select_tactics

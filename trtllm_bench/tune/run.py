@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trtllm_bench.errors import RunFailure
-from trtllm_bench.micro.bench import Bench, BoundOp, Chain, KernelCase
+from trtllm_bench.micro.bench import Bench, Chain
+from trtllm_bench.micro.bound_op import BoundOp
+from trtllm_bench.micro.cases import KernelCase
 from trtllm_bench.micro.timing import How, StoppingRule, Timer, Timing
 from trtllm_bench.tune.check import checking
 from trtllm_bench.tune.decide import Decision, RaceOutcome, decisions

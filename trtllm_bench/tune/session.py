@@ -71,7 +71,8 @@ def tune_on_gpu(asked: Asked, m: Sequence[int], seconds: float) -> Summary:
     """Raises `BenchError` when no op has the name asked for, `KernelError` when `asked.path` is of another GPU."""
     import torch
 
-    from trtllm_bench.micro.bench import Bench, prefill_case
+    from trtllm_bench.micro.bench import Bench
+    from trtllm_bench.micro.cases import prefill_case
     from trtllm_bench.micro.timing import CuptiTimer, StoppingRule
     from trtllm_bench.tracing.collect import prime
 
@@ -112,7 +113,7 @@ def tune_steps_on_gpu(asked: Asked, m: Sequence[int], seconds: float) -> Summary
     """By whole decode steps of `m` sequences. Raises as `tune_on_gpu`."""
     import torch
 
-    from trtllm_bench.micro.bench import decode_case
+    from trtllm_bench.micro.cases import decode_case
     from trtllm_bench.tune.show_steps import print_steps
     from trtllm_bench.tune.step_bench import StepBench
     from trtllm_bench.tune.steps import StepTuner

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from trtllm_bench.micro.bench import KernelCase, compile_cases, fill_cache, upload_step
+from trtllm_bench.micro.cases import KernelCase, compile_cases
 from trtllm_bench.micro.results import is_right
+from trtllm_bench.micro.step_inputs import fill_cache, upload_step
 from trtllm_bench.roofline.counts import PlanCounter
 from trtllm_bench.telemetry import Telemetry
 from trtllm_bench.tune.check import spoil

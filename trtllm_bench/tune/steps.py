@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trtllm_bench.micro.bench import KernelCase
+from trtllm_bench.micro.cases import KernelCase
 from trtllm_bench.tune.plan import Race, TuningPlan
 from trtllm_bench.tune.race import advantage
 from trtllm_bench.tune.run import COMPILE_SHARE, Compile, Progress, unfit_reason

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from trtllm_dashboards.points import Point
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
-from trtllm_results.store.table import SideKind, Store
+from trtllm_results.store.layout import SideKind
+from trtllm_results.store.table import Store
 
 BUCKETS, BINS, REQUESTS = 120, 100, 60
 STEPS = ("launched_s", "done_s", "decode_tokens", "context_tokens", "replica")

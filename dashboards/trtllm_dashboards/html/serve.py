@@ -24,9 +24,10 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.html import contents, page
 from trtllm_dashboards.html.payload import build
 from trtllm_dashboards.html.profiles import Profile
-from trtllm_dashboards.sources import ROWS, load, stores_in
+from trtllm_dashboards.sources import load, stores_in
 from trtllm_results.errors import ResultsError
-from trtllm_results.store.progress import PROGRESS, read_progress
+from trtllm_results.store.layout import PROGRESS, ROWS
+from trtllm_results.store.progress import read_progress
 from trtllm_results.store.selection import named_path
 
 POLL_S = 1.0

@@ -17,6 +17,7 @@ from trtllm_dashboards.errors import DashboardError
 from trtllm_dashboards.numbers import percent
 from trtllm_dashboards.plots import Material, style
 from trtllm_dashboards.points import Point, axis_label, having, points, ratio, started
+from trtllm_results.record.cell import OWN_TARGET
 from trtllm_results.stats import change_points
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ GOOD, BAD = "#266F4E", "#B42318"
 def draw(material: Material) -> Figure:
     cells: dict[str, list[Point]] = {}
     for point in having(points({"": material.rows}, every_version=True), FIGURE):
-        key = f"{point.rows[0].label}, {point.names['device']}" + ("" if point.cell.target == "native" else f", {point.names['target']}")
+        key = f"{point.rows[0].label}, {point.names['device']}" + ("" if point.cell.target == OWN_TARGET else f", {point.names['target']}")
         cells.setdefault(key + ", gate" * bool(point.rows[0].arm), []).append(point)
     cells = {label: in_order(line) for label, line in cells.items() if len(line) > 1}
     if not cells:

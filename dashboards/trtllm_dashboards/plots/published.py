@@ -13,6 +13,7 @@ from trtllm_dashboards.points import estimate
 from trtllm_results.compare.published import Beside, Published, beside
 from trtllm_results.gpus import gpu_class
 from trtllm_results.metrics.registry import brief
+from trtllm_results.record.cell import OWN_TARGET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def case(one: Beside) -> str:
 def _whose(one: Beside) -> str:
     """Our GPU, and what served unless it was our engine."""
     target = one.ours.cell.target
-    return gpu_class(one.ours.environment.device) + ("" if target == "native" else f", {target}")
+    return gpu_class(one.ours.environment.device) + ("" if target == OWN_TARGET else f", {target}")
 
 
 def draw(material: Material) -> Figure:

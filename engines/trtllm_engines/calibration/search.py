@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trtllm_engines.calibration.folds import Fold
 from trtllm_engines.calibration.grid import Grid, Scales
+from trtllm_kernels.references.quantize import INT8_MAX
 
 _STEPS = 20
 _ROWS = 1024
@@ -27,7 +28,6 @@ _ROWS = 1024
 _TOKENS = 512
 """Most tokens that SmoothQuant's candidates are tried on."""
 _SHRINKS = tuple(1 - 0.05 * step for step in range(11))
-_INT8 = 127.0
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def _relative(weight: Tensor, grid: Grid) -> Tensor:
 
 def _tokens(x: Tensor) -> Tensor:
     """Rounded to int8 with one scale per token."""
-    scale = (x.abs().amax(1, keepdim=True) / _INT8).clamp_min(1e-12)
-    return (x / scale).round().clamp(-_INT8, _INT8) * scale
+    scale = (x.abs().amax(1, keepdim=True) / INT8_MAX).clamp_min(1e-12)
+    return (x / scale).round().clamp(-INT8_MAX, INT8_MAX) * scale
 
 
 def _some_rows(weight: Tensor) -> Tensor:

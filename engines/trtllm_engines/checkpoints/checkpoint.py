@@ -32,6 +32,7 @@ from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.documents import checked, read_object, regular_file
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.scheme import Codes
+from trtllm_kernels.references.quantize import FP8_MAX
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
@@ -201,7 +202,7 @@ class FolderWeights(ABC):
         codes = self._codes_of(name)
         if codes is None or codes.kind.dtype != "fp8":
             return None
-        return float(self._checked_scale(codes, name).max()) * 448.0
+        return float(self._checked_scale(codes, name).max()) * FP8_MAX
 
     def kv_scale(self, name: str) -> float:
         """`k_proj.k_scale` of ModelOpt, or `self_attn.k_scale` of compressed-tensors; before these had names, `k_proj.output_scale`, or

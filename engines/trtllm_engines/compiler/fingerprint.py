@@ -23,7 +23,7 @@ CPU = "cpu"
 TACTICS = "tactics/"
 """Of an architecture, in a fingerprint's provenance: the GPU whose recorded tactics were taken."""
 KNOWN_ARCHES = ("sm_80", "sm_86", "sm_89", "sm_90")
-_MIN_DRIVER: Mapping[int, str] = {12: "525.60.13", 13: "580.65.06"}
+MIN_DRIVER: Mapping[int, str] = {12: "525.60.13", 13: "580.65.06"}
 """Oldest Linux driver for a CUDA major version (CUDA release notes, minor version compatibility)."""
 
 
@@ -60,7 +60,7 @@ def make_fingerprint(arches: Sequence[str], cuda_kernels: bool = False, gpu: str
         if cuda_kernels:
             assemblers["nvrtc"] = nvrtc.version()
         newest = max(int(number.split(".")[0]) for number in assemblers.values())
-        min_driver = _MIN_DRIVER[max(major for major in _MIN_DRIVER if major <= newest)]
+        min_driver = oldest_driver(newest)
         provenance |= {"triton": _version("triton"), **assemblers}
         provenance |= {f"kernels/{name}": digest[:16] for name, digest in source_hashes().items()}
     return Fingerprint(tuple(arches), min_driver, KERNEL_ABI, FORMAT_VERSION, provenance)
@@ -117,7 +117,7 @@ def check_target(fingerprint: Fingerprint, target: DetectedDevice, where: str, r
             f"engine {where} was built for {', '.join(fingerprint.arches)} but this GPU{f' ({target.name})' if target.name else ''} "
             f"is {target.arch}; rebuild with: {rebuild}"
         )
-    if _numbers(target.driver) < _numbers(fingerprint.min_driver):
+    if is_older(target.driver, fingerprint.min_driver):
         raise EngineError(
             f"engine {where} needs NVIDIA driver {fingerprint.min_driver} or later but this machine has {target.driver}; "
             f"update the driver, or rebuild here with: {rebuild}"
@@ -132,6 +132,16 @@ def check_versions(format_version: object, kernel_abi: object, where: str, rebui
             raise EngineError(
                 f"engine {where} has {what} version {shown(theirs)} but this release runs version {ours}; rebuild with: {rebuild}"
             )
+
+
+def oldest_driver(cuda_major: int) -> str:
+    """The oldest driver that runs what a CUDA major version has compiled; for a version that is not known here, that of the nearest."""
+    return MIN_DRIVER[max((major for major in MIN_DRIVER if major <= cuda_major), default=min(MIN_DRIVER))]
+
+
+def is_older(driver: str, than: str) -> bool:
+    """Compares two driver versions, such as 580.65.06, number by number."""
+    return _numbers(driver) < _numbers(than)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from trtllm_engines.checkpoints.stored_codes import SCALE_DTYPES, StoredCodes
 from trtllm_engines.quantization.scheme import Codes
 from trtllm_kernels import formats
-from trtllm_kernels.references.codes import scale_values
-from trtllm_kernels.references.quantize import FP8, FP8_MAX, SMALLEST_SCALE
+from trtllm_kernels.references.codes import E8M0_BIAS, scale_values
+from trtllm_kernels.references.quantize import FP8, FP8_MAX, INT8_MAX, SMALLEST_SCALE
 
-LARGEST = {"int4": 7.5, "int8": 127.0, "fp4": 6.0, "nf4": 1.0, "fp8": FP8_MAX}
+LARGEST = {"int4": 7.5, "int8": INT8_MAX, "fp4": 6.0, "nf4": 1.0, "fp8": FP8_MAX}
 """What a scale's largest magnitude becomes, by the codes' dtype."""
 _FP8_SMALLEST = 2.0**-9
 
@@ -117,8 +117,8 @@ def _of_blocks(largest: Tensor, side: int) -> Tensor:
 def _stored_scale(scale: Tensor, largest: Tensor, kind: Codes) -> Tensor:
     dtype = SCALE_DTYPES[kind.scale_dtype]
     if kind.scale_dtype == "e8m0":  # the largest value keeps its exponent: OCP Microscaling Formats 1.0, section 6.3
-        exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1 - 2, -127)
-        return (exponent + 127).clamp(0, 254).to(dtype)
+        exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1 - 2, -E8M0_BIAS)
+        return (exponent + E8M0_BIAS).clamp(0, 254).to(dtype)
     if kind.scale_dtype == "fp8":
         return scale.clamp(_FP8_SMALLEST, FP8_MAX).to(dtype)
     return scale.clamp_min(torch.finfo(dtype).tiny if dtype != torch.float32 else SMALLEST_SCALE).to(dtype)

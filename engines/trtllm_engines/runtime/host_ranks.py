@@ -206,7 +206,7 @@ def _lives(process: int) -> bool:
     A process that was killed closes its sockets before it is a zombie, and others fail of that: its flag tells it apart until then.
     """
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return False
-    return fields[0] not in ("Z", "X") and not int(fields[6]) & PF_EXITING
+    return fields[0] not in (b"Z", b"X") and not int(fields[6]) & PF_EXITING

@@ -2,7 +2,7 @@
 
 A rank runs a plan of its own over memory of its own; the scheduler, requests and tokens belong to the engine. Between the two there is only
 `StepRunner`: step batches in, sampled tokens out. An engine of one rank has it in its own process; of several, each is a process
-(`rank_processes`) or, on a CPU, a thread (`thread_ranks`).
+(`rank_processes`).
 """
 
 from __future__ import annotations

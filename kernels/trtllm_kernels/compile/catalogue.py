@@ -38,7 +38,7 @@ class OpShape:
 
 
 def ops_of(model: ModelShape, precision: str, *, max_seq_len: int = 4096) -> Iterator[OpShape]:
-    """Every op that lowers, at a model's shapes. Precision `fp8`: GEMMs, what feeds them and the cache are fp8, the rest bf16."""
+    """Every op that lowers, at a model's shapes. `ModelTensors` says what each precision means."""
     tensors = ModelTensors(model, precision, max_seq_len)
     for spec in OP_SPECS.values():
         for inputs, outputs, attrs in spec.examples(tensors):

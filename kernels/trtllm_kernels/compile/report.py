@@ -13,7 +13,7 @@ from trtllm_kernels.errors import KernelError
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trtllm_kernels.compile.report", description=__doc__)
     parser.add_argument("--arch", default="sm_90", help="comma-separated, such as sm_80,sm_90")
-    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32", "fp8"))
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32", "fp8", "int8"))
     parser.add_argument("--model", default=",".join(MODELS), help="comma-separated, of " + ", ".join(MODELS))
     options = parser.parse_args(argv)
     print(f"{'arch':6} {'kernel':18} {'constants':58} {'warps':>5} {'regs':>5} {'shared B':>9} {'spill B':>8}")

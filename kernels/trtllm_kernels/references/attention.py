@@ -7,6 +7,7 @@ even looked up, and whatever the tail of its last page holds (NaN included) is r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -100,6 +101,18 @@ def _decode(
     return out.reshape(n, num_heads, head_dim)
 
 
+def _decode_chunks(kv_lens: list[int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the decode sequences that are computed together, of ascending lengths: as many as have `_DECODE_CHUNK_ROWS` key rows,
+    each padded to the longest, and at least one."""
+    begin = 0
+    while begin < len(kv_lens):
+        end = begin + 1
+        while end < len(kv_lens) and (end + 1 - begin) * kv_lens[end] <= _DECODE_CHUNK_ROWS:
+            end += 1
+        yield begin, end
+        begin = end
+
+
 def _fake_paged(qkv: torch.Tensor, kv_cache: torch.Tensor, num_heads: int, out_scale: torch.Tensor | None, **_: Any) -> torch.Tensor:
     return fake_result(qkv, (qkv.shape[0], num_heads * kv_cache.shape[5]), out_scale)
 
@@ -144,18 +157,12 @@ def paged_attention(
 
     single = torch.nonzero((query_lens == 1) & (kv_lens > 0)).flatten()
     single = single[kv_lens[single].argsort(stable=True)]
-    begin = 0
-    lengths = kv_lens[single].tolist()
-    while begin < len(lengths):
-        end = begin + 1
-        while end < len(lengths) and (end + 1 - begin) * lengths[end] <= _DECODE_CHUNK_ROWS:
-            end += 1
+    for begin, end in _decode_chunks(kv_lens[single].tolist()):
         chosen = single[begin:end]
-        most_pages = -(-lengths[end - 1] // page_size)
+        most_pages = -(-int(kv_lens[chosen[-1]]) // page_size)
         rows = query_start[chosen].long()
         decoded = _decode(q3[rows], cache, scales, tables[chosen, :most_pages], kv_lens[chosen], _times(scale, k_scale))
         out[rows] = decoded if v_scale is None else decoded * v_scale
-        begin = end
 
     codes: list[torch.Tensor] = []
     if queries is not None and keys is not None and values is not None:

@@ -8,6 +8,7 @@ from trtllm_kernels import formats
 from trtllm_kernels.dialect.specs import bytes_of_codes, dtype_name
 
 E8M0_BIAS = 127
+"""A code s of E8M0 stands for 2^(s - bias) (OCP Microscaling Formats 1.0)."""
 
 
 def weight_values(

@@ -153,8 +153,9 @@ def fronts(rows: Sequence[Row]) -> list[tuple[str, Row, int]]:
         key = (cell.model, cell.isl, cell.osl, cell.workload, cell.request_rate > 0, group[0].environment.device, cell.target == PREDICTED)
         workloads.setdefault(key, []).append((_means(group), len(group)))
     by_group = []
-    for (model, isl, osl, workload, is_open, _, _), cells in workloads.items():
-        others = [workload] * (workload not in ("", "fixed")) + ["open loop"] * is_open
+    for (model, isl, osl, _, is_open, _, _), cells in workloads.items():
+        workload = cells[0][0].cell.named_workload
+        others = [workload] * bool(workload) + ["open loop"] * is_open
         counts = {row.row_id: count for row, count in cells}
         by_group += [(" ".join([model, f"{isl}/{osl}", *others]), row, counts[row.row_id]) for row in pareto([row for row, _ in cells])]
     return by_group

@@ -19,7 +19,7 @@ from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class, has_sheet_rates
 from trtllm_results.model_sizes import canonical
 from trtllm_results.plausibility import Claim, Implausible, judge
-from trtllm_results.record.cell import Cell
+from trtllm_results.record.cell import OWN_TARGET, Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 from trtllm_results.versions import newest
@@ -290,7 +290,7 @@ def _method(cell: Cell) -> str:
     )
     attention = cell.settings.get("context_attention")
     parts = [
-        "" if cell.target == "native" else f"{cell.target} {cell.target_version}".strip(),
+        "" if cell.target == OWN_TARGET else f"{cell.target} {cell.target_version}".strip(),
         load,
         f"up to {cell.batch} running" if cell.batch else "",
         f"workload {cell.workload}" if cell.workload else "",

@@ -168,7 +168,7 @@ def _search_path() -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -191,6 +191,7 @@ class FreshProcess:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
+                    errors="replace",
                     start_new_session=True,
                 )
             said, complained = process.communicate()
@@ -211,7 +212,7 @@ class PersistentProcess:
     """One process for all runs of an arm: told the report's path on its standard input, it measures and answers with it."""
 
     def __init__(self, side: ArmCommand) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [*side.command, "--keep-loaded"],
             env={**os.environ, **side.variables},
@@ -219,6 +220,7 @@ class PersistentProcess:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
 

@@ -88,12 +88,11 @@ class SimulatedVerdict:
     loss: float
     fail: float
     passed: float
-    inconclusive: float
     mean_blocks: float
 
 
 def verdicts(differences: FloatArray, bound: float, config: GateConfig) -> npt.NDArray[np.str_]:
-    """[machines] verdict of the sequential gate on one figure, from [machines, blocks] values of ln(B/A): `gate.judge`, vectorised."""
+    """[machines] verdict of the sequential gate on one figure, from [machines, blocks] values of ln(B/A): `verdict.judge`, vectorised."""
     return sequential(differences, bound, config)[0]
 
 
@@ -146,6 +145,6 @@ def simulate(
         a, b = noise[:, : 2 * blocks], noise[:, 2 * blocks :] + math.log1p(-loss)
         differences = (b - a).reshape(machines, blocks, 2).mean(axis=2)
     verdict, used = sequential(differences, bound, config)
-    rates = {word: float((verdict == word).mean()) for word in ("fail", "pass", "inconclusive")}
+    rates = {word: float((verdict == word).mean()) for word in ("fail", "pass")}
     design = "ABBA" if interleaved else "all A, then all B"
-    return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], rates["inconclusive"], float(used.mean()))
+    return SimulatedVerdict(model, design, loss, rates["fail"], rates["pass"], float(used.mean()))

@@ -18,10 +18,10 @@ from trtllm_results.gate.verdict import GateReport
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.row import Row
 from trtllm_results.store.document import read_document
+from trtllm_results.store.layout import GATE_REPORT
 from trtllm_results.store.table import Store
 from trtllm_results.versions import WARMUP
 
-REPORT = "gate.json"
 SIZE = 4
 
 
@@ -41,12 +41,12 @@ def blocks_of(rows: Iterable[Row], count: int | None = None) -> Blocks:
 
 def keep_report(store: Path, report: GateReport) -> None:
     """Writes the report into the store that holds its runs, for the dashboard."""
-    Store(store).write(REPORT, lambda handle: handle.write(to_json(report).encode()))
+    Store(store).write(GATE_REPORT, lambda handle: handle.write(to_json(report).encode()))
 
 
 def report_of(store: Path) -> Mapping[str, Any] | None:
     """What `gate run` wrote of the runs in `store`; None where there is no such file or it cannot be read."""
-    for path in (store / REPORT, store.parent / f"{store.name}.json"):
+    for path in (store / GATE_REPORT, store.parent / f"{store.name}.json"):
         try:
             content = read_document(path)
         except (OSError, ValueError):

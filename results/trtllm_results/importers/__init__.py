@@ -27,6 +27,7 @@ from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.row import Row
+from trtllm_results.store.layout import ROWS
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
 
 
 def _read_file(path: Path, tool: str) -> list[Row]:
-    if path.name == "results.parquet":
+    if path.name == ROWS:
         raise OwnTable(path)
     text = read_text(path)
     try:

@@ -294,7 +294,7 @@ def summarise(values_s: FloatArray, name: str) -> dict[str, float]:
 def figures(
     log: RequestLog, slo: Mapping[str, float] | Mapping[str, FloatArray] | None = None, window: tuple[float, float] | None = None
 ) -> dict[str, float]:
-    """Every figure the log supports, by the names of `figures.METRICS`, whole run; with `window` (s on the log's clock) also `steady_*`.
+    """Every figure the log supports, by the names of `registry.METRICS`, whole run; with `window` (s on the log's clock) also `steady_*`.
 
     Whole-run rates include ramp-up and tail. An empty or wholly failed log gives counts only.
     """

@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+OWN_TARGET = "native"
+"""The target that is our own engine, as rows name it."""
+FIXED_LENGTHS = "fixed"
+"""The workload whose requests all have `isl` prompt tokens and `osl` output tokens."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -26,7 +31,7 @@ class Cell:
     workload: str = ""
     """Name of the workload; its content is `workload_hash`."""
     workload_hash: str = ""
-    target: str = "native"
+    target: str = OWN_TARGET
     target_version: str = ""
     engine_fingerprint: str = ""
     weights_hash: str = ""
@@ -42,6 +47,11 @@ class Cell:
     def gpus(self) -> int:
         """GPUs the cell ran on, where it ran on GPUs; however many the machine has."""
         return max(self.tp * self.pp * self.replicas, 1)
+
+    @property
+    def named_workload(self) -> str:
+        """The workload's name; empty where the row has none, and where all requests have the lengths `isl` and `osl`."""
+        return "" if self.workload == FIXED_LENGTHS else self.workload
 
     @property
     def label(self) -> str:
@@ -60,8 +70,8 @@ class Cell:
         if self.request_rate:
             parts.append(f"{self.request_rate:g}/s")
         parts.append(f"{self.isl}/{self.osl}")
-        if self.workload and self.workload != "fixed":
-            parts.append(self.workload)
+        if self.named_workload:
+            parts.append(self.named_workload)
         return " ".join(parts)
 
 

@@ -244,10 +244,10 @@ def _git() -> tuple[str, bool]:
     if not archived.startswith("$"):
         return archived, False
     try:
-        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, timeout=10, check=True)
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return "", False
-    return run.stdout.strip(), bool(status.stdout.strip())
+    return run.stdout.decode().strip(), bool(status.stdout.strip())

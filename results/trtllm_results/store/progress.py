@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_results.store.document import read_document
+from trtllm_results.store.layout import PROGRESS
 from trtllm_results.store.lock import RUN_LOCK, held
 
-PROGRESS = "progress.json"
 STATES = ("running", "ended", "interrupted")
 
 

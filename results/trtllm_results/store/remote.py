@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_results.errors import ResultsError
+from trtllm_results.store.layout import ROWS, SIDE_KINDS
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-ROWS = "results.parquet"
 TABLES = (".parquet", ".json", ".csv", ".xlsx")
-SIDES = ("requests", "steps", "samples")
 MOST_STORES = 10_000
 RETRY_S = 20
 """Seconds."""
@@ -126,7 +125,7 @@ def _files(filesystem: FileSystem, path: str) -> list[FileInfo]:
 
 def _is_side(one: FileInfo, stores: set[str]) -> bool:
     folder, kind = os.path.split(os.path.dirname(one.path))
-    return kind in SIDES and folder in stores
+    return kind in SIDE_KINDS and folder in stores
 
 
 def _download(filesystem: FileSystem, path: str, target: Path) -> Path:

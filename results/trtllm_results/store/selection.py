@@ -97,6 +97,11 @@ def keep(rows: Iterable[Row], filters: Sequence[str]) -> list[Row]:
     return [row for row in rows if all(test(row) for test in tests)]
 
 
+def none_passes(filters: Sequence[str]) -> str:
+    """What to say where `keep` leaves nothing."""
+    return f"no result passes {' and '.join(filters)}; leave a filter out (trtllm-bench results ls shows what there is)"
+
+
 def named_path(spec: str) -> tuple[str, Path]:
     """Name and path of a result set, `PATH` or `NAME=PATH`. What exists is a path as it stands, whatever signs it holds."""
     name, equals, path = spec.partition("=")

@@ -20,11 +20,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.row import Row
 from trtllm_results.store.files import atomically, temporaries, writing
+from trtllm_results.store.layout import FILES, ROWS, ROWS_JSON, SIDE_KINDS, SideKind
 from trtllm_results.store.lock import WRITE_LOCK, locked
 from trtllm_results.store.parquet import METADATA, OPTIONS, read_table, replacement
 from trtllm_results.store.remote import Mirror, fetched, is_address
@@ -34,13 +35,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SideKind = Literal["requests", "steps", "samples"]
 Sides = Mapping[SideKind, Mapping[str, Any]]
 """Side tables of a row: NumPy arrays of one length by column; a pair (values, offsets) makes a list column."""
-SIDE_KINDS: tuple[SideKind, ...] = get_args(SideKind)
 _SIDE_NAME = re.compile(r"^[A-Za-z0-9._]+-r\d+-[A-Za-z0-9._-]{1,8}\.parquet$")
-_TABLE = "results.parquet"
-_JSON = "results.json"
 _ID_AT = len('{"row_id": "')
 """A line of results.json starts with the row's id, so that appending need not parse the others."""
 SHEETS = (".csv", ".xlsx")
@@ -67,15 +64,15 @@ class Store:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ResultsError(f"cannot create the result store {self.path}: {error.strerror}") from error
-        elif not (self.path / _TABLE).exists() and (self.path / _JSON).exists():
+        elif not (self.path / ROWS).exists() and (self.path / ROWS_JSON).exists():
             raise ResultsError(
-                f"{self.path} has a {_JSON} and no {_TABLE} to go with it, which a new one would replace; "
-                f"make a store of its rows: trtllm-bench results merge <new folder> {self.path / _JSON}"
+                f"{self.path} has a {ROWS_JSON} and no {ROWS} to go with it, which a new one would replace; "
+                f"make a store of its rows: trtllm-bench results merge <new folder> {self.path / ROWS_JSON}"
             )
-        elif not create and not (self.path / _TABLE).exists():
+        elif not create and not (self.path / ROWS).exists():
             deeper = stores_deeper(self.path)
             where = f"stores lie deeper in it, such as {deeper[0]}" if deeper else "name a folder written by sweep or results import"
-            raise ResultsError(f"{self.path} holds no {_TABLE}, so it is not a result store; {where}")
+            raise ResultsError(f"{self.path} holds no {ROWS}, so it is not a result store; {where}")
 
     @property
     def place(self) -> str:
@@ -112,7 +109,7 @@ class Store:
                 raise
 
     def write(self, name: str, write: Any) -> None:
-        """Writes another file of the folder, `write(handle)`, as whole as the store's own."""
+        """Writes another file of the folder (`layout.FILES`), `write(handle)`, as whole as the tables."""
         with self._locked():
             atomically(self.path / name, write)
 
@@ -120,7 +117,7 @@ class Store:
         """Removes what killed writers left: temporaries, and side tables without a row. Returns what it removed, with sizes in bytes."""
         with self._locked(), writing(self.path):
             left = self._stale_temporaries()
-            if (self.path / _TABLE).exists() or not (self.path / _JSON).exists():
+            if (self.path / ROWS).exists() or not (self.path / ROWS_JSON).exists():
                 known = {self._side_path("requests", row).name for row in self.rows()}
                 left += [path for path in self._side_files() if path.name not in known]
             removed = [(path, path.stat().st_size) for path in left]
@@ -132,11 +129,11 @@ class Store:
 
     def frame(self) -> pd.DataFrame:
         """All rows as a pandas table, one column per field."""
-        return read_table(self.path / _TABLE).to_pandas() if (self.path / _TABLE).exists() else empty_frame()
+        return read_table(self.path / ROWS).to_pandas() if (self.path / ROWS).exists() else empty_frame()
 
     def finished(self) -> set[tuple[str, int]]:
         """(cell key, repeat) of every `ok` row: what a resumed sweep skips."""
-        path = self.path / _TABLE
+        path = self.path / ROWS
         if not path.exists():
             return set()
         table = read_table(path, columns=["cell_key", "repeat", "status"])
@@ -157,11 +154,7 @@ class Store:
 
     def _stale_temporaries(self) -> list[Path]:
         """Call with the lock held: nobody is writing them then."""
-        own = [
-            path
-            for path in temporaries(self.path)
-            if path.name.startswith((f".{_TABLE}.", f".{_JSON}.", ".sweep.json.", ".progress.json."))
-        ]
+        own = [path for path in temporaries(self.path) if path.name.startswith(tuple(f".{name}." for name in FILES))]
         return own + [path for kind in SIDE_KINDS for path in temporaries(self.path / kind)]
 
     def _write_side(self, kind: SideKind, row: Row, columns: Mapping[str, Any]) -> Path:
@@ -188,24 +181,24 @@ class Store:
             table, replaced = _merged(self._table(), rows)
             lines = self._json_lines(table, rows)
         except (OverflowError, TypeError, UnicodeError) as error:
-            raise unreadable(self.path / _TABLE, error) from None
-        content = replacement(table, self.path / _TABLE)
-        atomically(self.path / _TABLE, lambda handle: handle.write(content))
+            raise unreadable(self.path / ROWS, error) from None
+        content = replacement(table, self.path / ROWS)
+        atomically(self.path / ROWS, lambda handle: handle.write(content))
         _remove(self.path / kind / name for name in replaced for kind in SIDE_KINDS)
         self._lines = []
-        atomically(self.path / _JSON, lambda handle: write_lines(lines, handle))
+        atomically(self.path / ROWS_JSON, lambda handle: write_lines(lines, handle))
         self._lines, self._written = lines, self._stamp()
 
     def _ids(self) -> set[str]:
-        table = read_table(self.path / _TABLE, ["row_id"]) if (self.path / _TABLE).exists() else None
+        table = read_table(self.path / ROWS, ["row_id"]) if (self.path / ROWS).exists() else None
         return set() if table is None else set(table.column("row_id").to_pylist())
 
     def _read_rows(self) -> list[Row]:
         table = self._table()
-        return [] if table is None else rows_of(table, self.path / _TABLE)
+        return [] if table is None else rows_of(table, self.path / ROWS)
 
     def _table(self) -> pa.Table | None:
-        path = self.path / _TABLE
+        path = self.path / ROWS
         return read_table(path) if path.exists() else None
 
     def _json_lines(self, table: pa.Table, new: list[Row]) -> list[str]:
@@ -220,7 +213,7 @@ class Store:
     def _stamp(self) -> tuple[int, int, int]:
         """Changes whenever another version of results.json is put in place."""
         try:
-            status = os.stat(self.path / _JSON)
+            status = os.stat(self.path / ROWS_JSON)
         except OSError:
             return (0, 0, 0)
         return (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -285,14 +278,14 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 
 def stores_below(folder: Path) -> list[Path]:
     """The stores directly in a folder that is not a store itself, such as `results/recorded/h100`."""
-    return [] if (folder / _TABLE).exists() else sorted(path.parent for path in folder.glob(f"*/{_TABLE}"))
+    return [] if (folder / ROWS).exists() else sorted(path.parent for path in folder.glob(f"*/{ROWS}"))
 
 
 def stores_deeper(folder: Path) -> list[Path]:
     """The stores two levels below a folder that is not a store itself, in folders that are none either: nothing reads them for it."""
-    if (folder / _TABLE).exists():
+    if (folder / ROWS).exists():
         return []
-    return sorted(path.parent for path in folder.glob(f"*/*/{_TABLE}") if not (path.parent.parent / _TABLE).exists())
+    return sorted(path.parent for path in folder.glob(f"*/*/{ROWS}") if not (path.parent.parent / ROWS).exists())
 
 
 def store_of(row: Row, source: Path) -> Store | None:
@@ -327,7 +320,7 @@ def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]
     try:
         merged = pa.concat_tables([kept, added], promote_options="default")
     except pa.ArrowException:  # another tool wrote it with types of its own
-        merged = to_table([*parsed(kept.to_pylist(), Path(_TABLE)), *new])
+        merged = to_table([*parsed(kept.to_pylist(), Path(ROWS)), *new])
     return merged.combine_chunks().replace_schema_metadata(METADATA), gone
 
 

@@ -1,9 +1,8 @@
-"""The ranks of an engine as threads of one process on the CPU: what tests and dry runs of a layout use.
+"""The ranks of an engine as threads of one process on the CPU: every layout runs here, and starts in no time.
 
 Every rank of a stage runs the same plan over its own weights, KV cache and state, and meets the others in the ops that communicate; stages
 of a pipeline are linked by queues. A step's batch goes to all; the tokens of the last stage's first rank are the step's, as all ranks of
-that stage have the same. Rejected for this: processes (seconds to start, ports,
-pickled arrays), which is how GPUs are driven.
+that stage have the same. Ranks on GPUs, and of an engine on the CPU, are processes, which take seconds to start.
 """
 
 from __future__ import annotations
