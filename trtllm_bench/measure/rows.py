@@ -11,10 +11,10 @@ from typing import Any, Self
 from trtllm_bench.measure.session import Measurement
 from trtllm_bench.measure.workload import rate_of
 from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, safe_arguments
-from trtllm_bench.targets.registry import Identity, runs_on_gpu
+from trtllm_bench.targets.registry import Identity, is_own, runs_on_gpu
 from trtllm_results.record.cell import ALIGN_FIELDS, CELL_FIELDS, Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import VARIED, Row
+from trtllm_results.record.row import PREDICTED, VARIED, Row
 from trtllm_results.store.layout import SideKind
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
@@ -31,10 +31,11 @@ BY_GPU = "by_gpu"
 def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None) -> Cell:
     """The cell that a measurement belongs to. `workload` None: it could not be made; the cell then only names the case.
 
-    `batch` is the bound on sequences in flight; in an open loop without one, what the target serves at once. The cache's type is the one
-    asked for where there is no engine to tell its own.
+    `batch` is the bound on sequences in flight; in an open loop without one, what the target serves at once. The cache's type of our
+    own engine, measured or predicted, is the one asked for where the engine could not be made and does not tell it.
     """
     engine, asked = identity.engine or spec.engine, spec.workload
+    kv_asked = engine.kv_dtype.replace("auto", "") if is_own(identity.target) or identity.target == PREDICTED else ""
     isl, osl = asked.lengths if workload is None else workload.mean_lengths
     return Cell(
         model=spec.engine.model or identity.model,
@@ -42,7 +43,7 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
         batch=spec.load.concurrency or (identity.places if asked.open_loop else 0),
         isl=isl,
         osl=osl,
-        kv_dtype=identity.kv_dtype or engine.kv_dtype.replace("auto", ""),
+        kv_dtype=identity.kv_dtype or kv_asked,
         tp=engine.tp,
         pp=engine.pp,
         replicas=engine.replicas,
