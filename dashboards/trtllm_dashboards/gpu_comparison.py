@@ -19,8 +19,7 @@ from trtllm_results.compare.published import ISL_TOLERANCE, Published, load, rec
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class, sheet_of
 from trtllm_results.model_sizes import canonical
-from trtllm_results.record.cell import OWN_TARGET
-from trtllm_results.record.row import PREDICTED, Row
+from trtllm_results.record.row import OUR_TARGETS, PREDICTED, Row
 from trtllm_results.store.layout import ROWS
 from trtllm_results.store.table import read_rows
 
@@ -29,7 +28,6 @@ BRIEF, NVIDIA = "project brief", "TensorRT-LLM perf-overview"
 GPUS = ("H200", "H100", "A100", "L40S")
 ALWAYS = ("H100", "A100", "L40S")
 """GPUs of the brief; another is shown where we measured on it."""
-OUR_TARGETS = (OWN_TARGET, PREDICTED)
 Kind = Literal["ours", "predicted", "nvidia", "brief"]
 KINDS: dict[Kind, str] = {
     "ours": "ours, measured",

@@ -318,7 +318,9 @@ def test_symmetric_awq_stores_the_same_zero_point_everywhere(tmp_path: Path) -> 
     nibbles = torch.stack((octets & 15, octets >> 4), -1).flatten(1).unflatten(1, (-1, 8))[:, :, [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1)
     expected = (nibbles.float() - 8) * stored[f"{QUERY}.scales"].float().repeat_interleave(32, 0)
     torch.testing.assert_close(values(folder, QUERY, (64, 64)), expected.T, atol=0, rtol=0)
-    with pytest.raises(EngineError, match=r"q_proj\.qzeros in .* has zero points other than 8, and config\.json says none"):
+    with pytest.raises(
+        EngineError, match=r"q_proj\.qzeros in .* has zero points other than 8, and config\.json says none; set zero_point to true there"
+    ):
         values(changed(tmp_path / "asymmetric", name, lambda stored: None, **own), QUERY, (64, 64))
 
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 from trtllm_bench.measure.session import Measurement
 from trtllm_bench.measure.workload import rate_of
 from trtllm_bench.spec.measurement import MeasurementSpec, all_knobs, safe_arguments
-from trtllm_bench.targets.registry import Identity, is_own, runs_on_gpu
+from trtllm_bench.targets.registry import Identity, runs_on_gpu
 from trtllm_results.record.cell import ALIGN_FIELDS, CELL_FIELDS, Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import PREDICTED, VARIED, Row
+from trtllm_results.record.row import OUR_TARGETS, VARIED, Row
 from trtllm_results.store.layout import SideKind
 from trtllm_results.store.table import Store
 from trtllm_workloads.request import Workload
@@ -35,7 +35,7 @@ def cell_of(spec: MeasurementSpec, identity: Identity, workload: Workload | None
     own engine, measured or predicted, is the one asked for where the engine could not be made and does not tell it.
     """
     engine, asked = identity.engine or spec.engine, spec.workload
-    kv_asked = engine.kv_dtype.replace("auto", "") if is_own(identity.target) or identity.target == PREDICTED else ""
+    kv_asked = engine.kv_dtype if identity.target in OUR_TARGETS and engine.kv_dtype != "auto" else ""
     isl, osl = asked.lengths if workload is None else workload.mean_lengths
     return Cell(
         model=spec.engine.model or identity.model,

@@ -78,9 +78,8 @@ class Run:
         except (OSError, ResultsError) as error:
             raise BenchError(f"{path} is not a file of trtllm-bench kernels --out ({error})") from error
         for one in run.results:
-            if not all(
-                time_us > 0 for timing in (one.cold, one.warm, one.chained) if timing for time_us in (timing.mean_us, *timing.batches)
-            ):
+            timings = [timing for timing in (one.cold, one.warm, one.chained) if timing is not None]
+            if not all(time_us > 0 for timing in timings for time_us in (timing.mean_us, *timing.batches)):
                 raise BenchError(f"{path}: a time of {one.key} is not above 0; the file is damaged, measure again")
         return run
 

@@ -1,5 +1,4 @@
-"""Our own engine as a target. Registered here without importing it; what runs is in `native_engine.py` and
-`native_target.py`."""
+"""Our own engine as a target. Registered here without importing it; what runs is in `native_engine.py` and `native_target.py`."""
 
 from __future__ import annotations
 

