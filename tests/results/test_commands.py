@@ -80,6 +80,21 @@ def test_merge_brings_side_tables_along_once(capsys: pytest.CaptureFixture[str],
     assert Store(tmp_path / "all").read_side("requests", row) is not None
 
 
+def test_merge_takes_chosen_rows_with_their_side_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    a = store(tmp_path / "a")
+    few, many = Store(a).rows()[0], Store(a).rows()[-1]
+    for row in (few, many):
+        Store(a).record(row, {"requests": {"ttft_s": np.array([0.1])}})
+    assert "4 new rows" in run(capsys, "results", "merge", tmp_path / "few", a, "--where", "batch=64")[1]
+    chosen = Store(tmp_path / "few")
+    assert {row.cell.batch for row in chosen.rows()} == {64}
+    assert chosen.read_side("requests", few) is not None
+    assert [path.name for path in (tmp_path / "few" / "requests").iterdir()] == [f"{few.key}-r0-{few.row_id[:8]}.parquet"]
+    code, _, error = run(capsys, "results", "merge", tmp_path / "none", a, "--where", "batch=3")
+    assert (code, "no result passes batch=3" in error) == (3, True)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_source_that_cannot_be_read_stops_a_merge_before_a_store_is_made(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("model,precision\nx,y\n")
     code, out, error = run(capsys, "results", "merge", tmp_path / "all", store(tmp_path / "a"), tmp_path / "other.csv")

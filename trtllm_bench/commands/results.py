@@ -308,6 +308,7 @@ def push(
 def merge(
     into: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
     sources: Annotated[list[str], typer.Argument(help="Stores, folders or addresses (s3://...) of stores, or tables.")],
+    where: Where = None,
 ) -> None:
     """Add the rows of other stores, as of several hosts; rows already there are left alone, so merging twice is safe.
 
@@ -315,20 +316,25 @@ def merge(
 
     Examples:
       trtllm-bench results merge runs/all runs/a runs/b
+      trtllm-bench results merge runs/fp8 runs/all --where precision=fp8
       trtllm-bench results merge runs/all s3://bucket/set
     """
     from trtllm_results.compare.conflicts import conflicts
     from trtllm_results.errors import ResultsError
+    from trtllm_results.store import selection
     from trtllm_results.store.remote import is_address
     from trtllm_results.store.table import Store, merge_store, read_rows
 
     if is_address(str(into)) or ":/" in str(into):
         raise ResultsError(f"{into} is an address; merge into a folder of this machine")
-    rows = {source: read_rows(source) for source in sources}  # all of them, before a store is made
+    rows = {source: selection.keep(read_rows(source), where or []) for source in sources}  # all of them, before a store is made
+    if where and not any(rows.values()):
+        raise ResultsError(selection.none_passes(where))
     store = Store(into)
     for source in sources:
         told = conflicts(store.rows(), into.name, rows[source], source)
-        typer.echo(f"{merge_store(store, source)} new rows from {source}")
+        ids = {row.row_id for row in rows[source]} if where else None
+        typer.echo(f"{merge_store(store, source, ids)} new rows from {source}")
         for text in told:
             typer.echo(f"  note: {text}")
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ class Store:
         with self._locked(), writing(self.path):
             left = self._stale_temporaries()
             if (self.path / ROWS).exists() or not (self.path / ROWS_JSON).exists():
-                known = {self._side_path("requests", row).name for row in self.rows()}
+                known = {_side_name(row.key, row.repeat, row.row_id) for row in self.rows()}
                 left += [path for path in self._side_files() if path.name not in known]
             removed = [(path, path.stat().st_size) for path in left]
             _remove(left)
@@ -146,7 +146,7 @@ class Store:
         return read_table(path, columns, side=True) if path.exists() else None
 
     def _side_path(self, kind: SideKind, row: Row) -> Path:
-        return self.path / kind / f"{row.key}-r{row.repeat}-{row.row_id[:8]}.parquet"
+        return self.path / kind / _side_name(row.key, row.repeat, row.row_id)
 
     def _side_files(self) -> list[Path]:
         folders = [self.path / kind for kind in SIDE_KINDS if (self.path / kind).is_dir()]
@@ -302,6 +302,11 @@ def _united(places: Iterable[Path]) -> list[Row]:
     return list(rows.values())
 
 
+def _side_name(key: str, repeat: int, row_id: str) -> str:
+    """The name of a row's side tables; `_SIDE_NAME` matches it."""
+    return f"{key}-r{repeat}-{row_id[:8]}.parquet"
+
+
 def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]]:
     """`table` without the rows that `new` replaces (same id, or same cell and repeat and not ok), then `new`; and the names of side tables
     that have lost their row."""
@@ -314,7 +319,7 @@ def _merged(table: pa.Table | None, new: list[Row]) -> tuple[pa.Table, list[str]
     columns = (table.column(name).to_pylist() for name in ("row_id", "cell_key", "repeat", "status"))
     earlier = list(zip(*columns, strict=True))
     keep = [one not in ids and (status == "ok" or (key, repeat) not in replaced) for one, key, repeat, status in earlier]
-    gone = [f"{key}-r{repeat}-{one[:8]}.parquet" for kept, (one, key, repeat, _) in zip(keep, earlier, strict=True) if not kept]
+    gone = [_side_name(key, repeat, one) for kept, (one, key, repeat, _) in zip(keep, earlier, strict=True) if not kept]
     gone = [name for name in gone if _SIDE_NAME.match(name) and not any(name.endswith(f"-{one[:8]}.parquet") for one in ids)]
     kept = table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
     try:
@@ -332,25 +337,29 @@ def extend(store: Store, rows: Iterable[Row]) -> int:
     return len(new)
 
 
-def merge_store(store: Store, source: str | os.PathLike[str]) -> int:
-    """`extend` with the rows of another store, set of stores or table, and copies of their side tables. Returns how many rows were new."""
+def merge_store(store: Store, source: str | os.PathLike[str], ids: Container[str] | None = None) -> int:
+    """`extend` with the rows of another store, set of stores or table, and copies of their side tables. Returns how many rows were new.
+
+    With `ids` only the rows of these ids, and their side tables.
+    """
     if is_address(source):
         with fetched(os.fspath(source), sides=True) as copies:
-            return sum(merge_store(store, copy) for copy in copies)
+            return sum(merge_store(store, copy, ids) for copy in copies)
     source = Path(source)
     if source.is_dir() and (below := stores_below(source)):
-        return sum(merge_store(store, one) for one in below)
-    return _merge(store, source)
+        return sum(merge_store(store, one, ids) for one in below)
+    return _merge(store, source, ids)
 
 
-def _merge(store: Store, source: Path) -> int:
+def _merge(store: Store, source: Path, ids: Container[str] | None) -> int:
     import shutil
 
-    rows = read_rows(source)
+    rows = [row for row in read_rows(source) if ids is None or row.row_id in ids]
+    chosen = None if ids is None else {_side_name(row.key, row.repeat, row.row_id) for row in rows}
     with store._locked():
         for path in Store(source, create=False)._side_files() if source.is_dir() else []:
             target = store.path / path.parent.name / path.name
-            if target.exists():
+            if target.exists() or (chosen is not None and path.name not in chosen):
                 continue
             with open(path, "rb") as origin:
                 atomically(target, partial(shutil.copyfileobj, origin))
