@@ -3,7 +3,8 @@
 A table that is too wide is made narrower in an order that loses least: (1) columns whose value is the same in every row move to one line
 above the table, (2) text is shortened with an ellipsis, but what names a row only last, (3) the least important columns go, and a line
 below names them, (4) titles of several words are broken, (5) numbers that are the same in every row move above too. Numbers are never
-shortened: half a number is a wrong number. Wrapping cells was rejected: a row that spans lines cannot be scanned or grepped.
+shortened: half a number is a wrong number. A table that is too wide after all that stays so. Wrapping cells was rejected: a row that spans
+lines cannot be scanned or grepped.
 
     show(rows, [Column("precision"), Column("output_tok_s", "output", unit="tok/s", kind="number")])
 """
@@ -18,7 +19,7 @@ from typing import Literal
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -87,14 +88,14 @@ def sentence(console: Console, text: str, style: str = "") -> None:
 def show(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", console: Console | None = None) -> None:
     """Print the table to `console` (standard output by default) in the width it has; 80 where there is no terminal."""
     console = console or plain_console()
-    console.print(table(rows, columns, title=title, width=console.width, ascii_only=console.options.ascii_only))
+    console.print(table(rows, columns, title=title, width=console.width, ascii_only=console.options.ascii_only), crop=False)
 
 
 def to_text(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> str:
     """The table as plain text without colour codes, for logs, reports and tests."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False, markup=False, emoji=False)
-    console.print(table(rows, columns, title=title, width=width, ascii_only=ascii_only))
+    console.print(table(rows, columns, title=title, width=width, ascii_only=ascii_only), crop=False)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
@@ -107,7 +108,7 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", width: int = 80, ascii_only: bool = False) -> Group:
-    """A rich renderable no wider than `width` cells (unless one number alone is wider)."""
+    """A rich renderable no wider than `width` cells, unless the numbers that must stay are; print it with `crop=False`."""
     cells = {c.key: _column_cells(c, rows, ascii_only) for c in columns}
     shown, constant = _hoist(columns, cells, rows)
     shown, dropped, limits = _fit(shown, cells, width)
@@ -125,15 +126,26 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, title: str = "", wi
     for index in range(len(rows)):
         grid.add_row(*(_styled(c, _shorten(cells[c.key][index], limits.get(c.key), ascii_only, c.whole)) for c in shown))
 
-    parts: list[Text | Table] = []
+    parts: list[Text | _AtLeast] = []
     if title:
         parts.append(Text(title, style="bold"))
     if constant:
         parts.append(Text("all rows: " + ", ".join(constant), style="dim"))
-    parts.append(grid if rows else Text("no rows"))
+    parts.append(_AtLeast(grid, width + max(0, _excess(shown, cells, limits, width))) if rows else Text("no rows"))
     if dropped:
         parts.append(Text(f"not shown, too wide for {width} columns: " + ", ".join(c.header for c in dropped), style="dim"))
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _AtLeast:
+    """A grid in `width` cells, though the console be narrower: rich would cut its numbers."""
+
+    grid: Table
+    width: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        return console.render(self.grid, options.update(width=max(options.max_width, self.width)))
 
 
 def _column_cells(column: Column, rows: Sequence[Row], ascii_only: bool) -> list[str]:

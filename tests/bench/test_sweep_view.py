@@ -141,6 +141,16 @@ def test_models_in_folders_are_told_apart_by_the_ends_of_their_paths() -> None:
     assert f"{names[0]}," in words
 
 
+def test_an_axis_that_no_row_sets_has_no_column_and_one_that_some_set_has_dashes() -> None:
+    out, stream = console(terminal=False)
+    limited = replace(ROW, cell=replace(ROW.cell, settings={"slo_ms": {"ttft": 500.0}}))
+    print_table([ROW, limited], out, ["duration", "goodput"])
+    text = stream.getvalue()
+    assert "None" not in text
+    assert "duration" not in text
+    assert [line.split()[0] for line in text.splitlines() if line.split()[-1:] == ["ok"]] == ["-", "ttft:500"]
+
+
 def test_a_reason_in_brackets_is_printed_as_it_is() -> None:
     out, stream = console(terminal=False)
     print_table([ROW, replace(ROW, repeat=1, status="failed", reason="[/src/pair.cc:537] reset [by peer]")], out)

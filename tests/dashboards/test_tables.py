@@ -75,6 +75,17 @@ def test_numbers_stay_whole_where_every_column_must_stay() -> None:
     assert max(cell_len(line) for line in narrow.splitlines()) <= 40
 
 
+def test_numbers_that_do_not_fit_make_the_table_wider() -> None:
+    names = ("num requests", "max num tokens", "batch", "rate", "output")
+    lines = [dict(zip(names, (4096 + n, 16384 + n, 2048 + n, 66.5 + n, 9449.25 + n), strict=True)) for n in (0, 1)]
+    columns = [Column(name, kind="number") for name in names]
+    whole = [["4,096", "16,384", "2,048", "66.50", "9,449"], ["4,097", "16,385", "2,049", "67.50", "9,450"]]
+    assert [line.split() for line in to_text(lines, columns, width=24).splitlines()[-2:]] == whole
+    stream = io.StringIO()
+    show(lines, columns, console=Console(file=stream, width=24, force_terminal=True, color_system=None))
+    assert [line.split() for line in stream.getvalue().splitlines()[-2:]] == whole
+
+
 def test_without_unicode_no_byte_is_above_127() -> None:
     rows = [*ROWS, {"gpu": "Añb", "precision": "ü", "note": "y" * 99}]
     to_text(rows, COLUMNS, ascii_only=True).encode("ascii")

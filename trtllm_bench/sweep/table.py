@@ -25,8 +25,8 @@ COLUMNS = (
     Column("isl", "ISL", kind="number"),
     Column("osl", "OSL", kind="number"),
     Column("output_tokens_per_s", "output", unit="tok/s", kind="number"),
-    Column("low", "from", unit="tok/s", kind="number"),
-    Column("high", "to", unit="tok/s", kind="number"),
+    Column("low", "from", unit="tok/s", kind="number", priority=1),
+    Column("high", "to", unit="tok/s", kind="number", priority=1),
     Column("spread", unit="+-%", kind="number", places=1, priority=3),
     Column("goodput_requests_per_s", "goodput", unit="req/s", kind="number"),
     Column("ttft_p50_ms", "TTFT p50", unit="ms", kind="number", priority=1),
@@ -61,13 +61,13 @@ def summarise(rows: Iterable[Row], axes: Iterable[str] = ()) -> list[dict[str, A
 
 
 def _asked(row: Row, one: KnobField) -> Any:
-    """What a row says of a knob: in a column, in its settings, or beside them."""
+    """What a row says of a knob: in a column, in its settings, or beside them. None where the knob is not set."""
     name = {"dataset": "workload"}.get(one.name, one.name)
     places = (vars(row.cell), row.cell.settings, row.extra.get(ASKED, {}))
     if isinstance(limits := row.cell.settings.get(one.setting), Mapping):
         return slo_text(limits)
     value = next((place[key] for place, key in zip(places, (name, one.setting, one.name), strict=True) if key in place), one.default)
-    return value if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return value if value is None or isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _line(repeats: Sequence[Row]) -> dict[str, Any]:
@@ -101,24 +101,25 @@ def _column(one: KnobField) -> Column:
     return Column(one.name, title, kind="number") if one.type is int else Column(one.name, title, whole=True)
 
 
-def _short(lines: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+def _short(lines: Sequence[Mapping[str, Any]], name: str) -> dict[Any, str]:
     """Values of an axis by what a column shows: of paths, as much of their ends as tells them apart."""
-    values = list(dict.fromkeys(str(line[name]) for line in lines))
-    parts = [value.split("/") for value in values]
+    values = list(dict.fromkeys(line[name] for line in lines if line[name] is not None))
+    parts = [str(value).split("/") for value in values]
     for length in range(1, max(map(len, parts), default=0) + 1):
         ends = ["/".join(one[-length:]) for one in parts]
         if len(set(ends)) == len(values):
             return dict(zip(values, ends, strict=True))
-    return {value: value for value in values}
+    return {value: str(value) for value in values}
 
 
 def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ()) -> None:
     """The sweep's result, with a column for each of `axes`, and below it why cells failed."""
     lines = summarise(rows, axes)
     extra = [_column(one) for one in all_knobs() if one.name in set(axes) - ALWAYS]
+    extra = [column for column in extra if any(line[column.key] is not None for line in lines)]
     for name in (column.key for column in extra if column.kind != "number"):
         short = _short(lines, name)
-        lines = [line | {name: short[str(line[name])]} for line in lines]
+        lines = [line | {name: short.get(line[name])} for line in lines]
     used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
     used[1:1] = extra
     if len({row.cell.gpus for row in rows}) > 1:
