@@ -316,8 +316,7 @@ def merge(
 
     Examples:
       trtllm-bench results merge runs/all runs/a runs/b
-      trtllm-bench results merge runs/fp8 runs/all --where precision=fp8
-      trtllm-bench results merge runs/all s3://bucket/set
+      trtllm-bench results merge runs/fp8 s3://bucket/set --where precision=fp8
     """
     from trtllm_results.compare.conflicts import conflicts
     from trtllm_results.errors import ResultsError
