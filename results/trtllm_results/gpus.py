@@ -1,4 +1,4 @@
-"""GPUs by class: the name that figures are published under, data sheets, and the share of a data sheet that is reached.
+"""GPUs by class: data sheets, and the share of a data sheet that is reached. One entry of `SHEETS` makes a GPU known everywhere.
 
 Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity. Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and
 H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as its driver reports it. Network adapters: one per
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-GPU_CLASSES = ("B200", "H200", "H100", "A100", "L40S", "L4", "A10", "RTX")
 ACHIEVABLE_BYTES = 3.06 / 3.35
 """Read bandwidth measured on an H100 80GB HBM3 over its data sheet's."""
 ACHIEVABLE_FLOPS: Mapping[str, float] = {
@@ -56,6 +55,8 @@ SHEETS: Mapping[str, Sheet] = {
     "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
     "b200": Sheet("sm_100", 180e9, 8e12, _BLACKWELL, 148, 1965, 1000, adapter_bytes_per_s=50e9, sheet_only=True),
 }
+"""By class, in lower case. A class is words of the names that drivers and files give its boards, joined by hyphens: `rtx-6000-ada` of
+`NVIDIA RTX 6000 Ada Generation`."""
 
 
 FASTER_MEMORY = frozenset({"NVL"})
@@ -66,9 +67,9 @@ MIG instance is a part of a board."""
 
 
 def gpu_class(name: str) -> str:
-    """`NVIDIA H100 80GB HBM3` -> `H100`; the name itself when it is not one that figures were published for."""
-    words = _words(name)
-    return next((gpu for gpu in GPU_CLASSES if gpu in words), name)
+    """`NVIDIA H100 80GB HBM3` -> `H100`: the class whose words are all in the name; the name itself where no data sheet is known."""
+    words = set(_words(name))
+    return next((gpu.upper() for gpu in SHEETS if words.issuperset(_words(gpu))), name)
 
 
 def has_sheet_rates(name: str) -> bool:

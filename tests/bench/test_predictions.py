@@ -25,12 +25,14 @@ from trtllm_bench.analysis.peers import cover_table, interval_table, own_table
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.prediction_error import interval_for, interval_of, kind_of, read_errors
 from trtllm_bench.analysis.steady import places_on, steady_rate
+from trtllm_bench.analysis.step_constants import constants_for
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.hardware import published
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import Plan, Profile
 from trtllm_engines.models.presets import preset_config
 from trtllm_results.compare.published import load
+from trtllm_results.gpus import SHEETS, Sheet, gpu_class
 from trtllm_results.plausibility import Claim, judge
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
@@ -104,6 +106,24 @@ def test_a_gpu_with_runs_of_ours_has_the_narrowest_interval() -> None:
     assert interval_for(published("l40s"), 1).basis.endswith("all with many sequences on one GPU")
     assert interval_for(published("h100"), 1024, ranks=4).factor > factor["h200"]
     assert [kind_of(sequences) for sequences in (0, 1, 128, 129)] == ["many", "few", "few", "many"]
+
+
+def test_one_data_sheet_makes_a_gpu_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each of its names, and as no other GPU: what is known of an L40S says nothing of an L4, nor an H200's constants of a GH200."""
+    ada = Sheet("sm_89", 48e9, 0.96e12, {"bf16": 364e12, "fp8": 728e12}, 142, 2505, 300)
+    monkeypatch.setitem(SHEETS, "rtx-6000-ada", ada)  # type: ignore[arg-type]
+    monkeypatch.setitem(SHEETS, "l4", replace(ada, bytes_per_s=0.3e12))  # type: ignore[arg-type]
+    names = ("rtx-6000-ada", "rtx 6000 ada", "NVIDIA RTX 6000 Ada Generation", "RTX-6000-ADA (by the step model)")
+    assert {gpu_class(name) for name in names} == {"RTX-6000-ADA"}
+    assert [gpu_class(name) for name in ("NVIDIA L4", "NVIDIA L40S", "NVIDIA RTX A6000")] == ["L4", "L40S", "NVIDIA RTX A6000"]
+    assert published("NVIDIA RTX 6000 Ada Generation").arch == "sm_89"
+    assert interval_for(published("l4"), 1024) == interval_for(published("b200"), 1024) != interval_for(published("l40s"), 1024)
+    assert (
+        constants_for("NVIDIA GH200 480GB").note == "the step model's constants are not fitted to NVIDIA GH200 480GB: they are the H100's"
+    )
+    too_fast = judge(Claim("NVIDIA RTX 6000 Ada Generation", "llama-3.1-8b", "bf16", 128, 128, 60_000))
+    assert too_fast is not None
+    assert too_fast.limit == ada.flops_per_s["bf16"]
 
 
 def test_an_error_left_out_is_by_the_factor_of_the_others() -> None:

@@ -166,4 +166,4 @@ def test_a_prediction_over_several_gpus_says_whose_communication_it_has(capsys: 
 def test_a_prediction_needs_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trtllm_results.record.environment.read_gpu", lambda index: {})
     assert main(["sweep", "--predict", *GRID]) == 3
-    assert "add --gpu a100, l40s, h100, h200 or b200" in capsys.readouterr().err
+    assert "add --gpu with one of a100, l40s, h100, h200, b200" in capsys.readouterr().err

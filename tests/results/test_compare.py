@@ -279,7 +279,7 @@ def test_copies_are_beside_no_figure_of_one_gpu() -> None:
     """Two copies have the throughput of two GPUs; a figure of other precisions by its first word."""
     with pytest.raises(ResultsError, match="published counterpart"):
         published.beside(rows(66_000.0, 2048, replicas=2))
-    (found,) = published.beside(rows(600.0, 1, osl=256, num_requests=8, precision="int4"))
+    found, _ = published.beside(rows(600.0, 1, osl=256, num_requests=8, precision="int4"))
     assert (found.theirs.precision, found.theirs.output_tokens_per_s) == ("int4", 200.2)
     assert found.differs[-1].endswith("weights int4 (GPTQ in groups of 128 by Marlin)")
 
@@ -347,7 +347,7 @@ def test_another_engine_is_not_taken_for_ours() -> None:
 
 
 def test_every_published_figure_has_a_source_and_a_method() -> None:
-    assert len(published.load()) == 268 + 43 + 503
+    assert len(published.load()) == 268 + 53 + 503
     assert all(one.source and one.method and one.output_tokens_per_s > 0 and one.tp >= 1 for one in published.load())
     assert len({one.as_row().row_id for one in published.load() if not one.measured}) > 200
 

@@ -126,7 +126,7 @@ def test_a_column_of_a_trace_is_a_distribution(tmp_path: Path) -> None:
         (GOOD + "requests_per_s = 4", "requests_per_s is not a setting"),
         (
             GOOD.replace("tokens = 8", "value = 8"),
-            r"input\.value is not a setting of a workload; known there are kind, trace, column, tokens",
+            r"input\.value is not a setting of a workload; known there are kind, tokens, low, high, mean",
         ),
         (GOOD + "slo = { rate = 5 }", r"slo\.rate is not a setting of a workload; known there are ttft_ms, tpot_ms, e2e_ms$"),
         (GOOD + 'arrivals = "gama:5"', r"arrivals: 'gama' is no arrival process; there are at-once"),

@@ -24,6 +24,7 @@ from typing import Any
 
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_kernels.dialect.types import SKINNY_TOKENS
+from trtllm_results.gpus import gpu_class
 
 FILE = Path(__file__).with_name("prediction_errors.toml")
 DIGITS = 4
@@ -80,16 +81,16 @@ def interval_for(hardware: Hardware, sequences: int, ranks: int = 1, quantized: 
     if quantized:
         return _of_quantized(hardware, sequences, ranks)
     tables, kind = read_errors(), kind_of(sequences, ranks)
-    kinds = next((tables[gpu] for gpu in tables if gpu in hardware.name.lower().replace(" ", "")), tables[ELSEWHERE])
+    kinds = tables.get(gpu_class(hardware.name).lower(), tables[ELSEWHERE])
     table, more = (kinds[kind], "") if kind in kinds else (kinds["many"], ", all with many sequences on one GPU")
     return replace(interval_of(table["errors"], table["basis"] + more), cells=CELLS[kind])
 
 
 def _of_quantized(hardware: Hardware, sequences: int, ranks: int) -> Interval:
-    tables, name = read_errors(), hardware.name.lower().replace(" ", "")
+    tables = read_errors()
     gpu = next(gpu for gpu, kinds in tables.items() if QUANTIZED in kinds)
     alone = replace(interval_of(tables[gpu][QUANTIZED]["errors"], tables[gpu][QUANTIZED]["basis"]), cells=CELLS[QUANTIZED])
-    if ranks == 1 and gpu in name:
+    if ranks == 1 and gpu == gpu_class(hardware.name).lower():
         return alone
     plain = interval_for(hardware, sequences, ranks)
     basis = f"{plain.basis}, times that by {alone.errors} errors of {alone.basis}; no such product was measured there"

@@ -22,6 +22,7 @@ from typing import Any
 from trtllm_bench.analysis.link_curve import LinkCurve
 from trtllm_bench.errors import BenchError
 from trtllm_kernels.dialect.packing import PACKED_INPUTS
+from trtllm_results.gpus import gpu_class
 from trtllm_results.store.document import read_document
 
 FOLDER = Path(__file__).parent / "step_models"
@@ -113,13 +114,13 @@ def constants_for(device: str, revision: str = "", quantized: bool = False) -> S
     """Of the GPU of this name, as its data sheet's entry has it or its driver gives it (`NVIDIA H100 80GB HBM3`); of a recorded run of
     `revision`, those that follow the engine which ran. `quantized`: of a plan with quantized GEMMs; a known
     `revision` takes precedence."""
-    name = device.lower().replace(" ", "")
+    own = gpu_class(device).lower()
     files = sorted(FOLDER.glob("*.toml"))
-    gpu = next((path.stem for path in files if path.stem in name), DEFAULT_GPU)
+    gpu = own if any(path.stem == own for path in files) else DEFAULT_GPU
     ran = (path.stem for path in files if _lists(path, "revisions", revision))
     gpu = next(ran, QUANTIZED_GPU if quantized else gpu)
     path = FOLDER / f"{gpu}.toml"
-    return _read(path, "" if gpu in name else device, tuple(field for field in LACKING if _lists(path, field, revision)))
+    return _read(path, "" if gpu == own else device, tuple(field for field in LACKING if _lists(path, field, revision)))
 
 
 def _lists(path: Path, field: str, revision: str) -> bool:

@@ -316,8 +316,7 @@ def merge(
 
     Examples:
       trtllm-bench results merge runs/all runs/a runs/b
-      trtllm-bench results merge runs/fp8 runs/all --where precision=fp8
-      trtllm-bench results merge runs/all s3://bucket/set
+      trtllm-bench results merge runs/fp8 s3://bucket/set --where precision=fp8
     """
     from trtllm_results.compare.conflicts import conflicts
     from trtllm_results.errors import ResultsError
@@ -361,15 +360,11 @@ def import_results(
     store: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
     files: Annotated[
         list[Path],
-        typer.Argument(
-            help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, LLMPerf, inference-perf, MLPerf or NVIDIA: files or folders."
-        ),
+        typer.Argument(help="Results of another benchmark, such as vLLM's or AIPerf's: files or folders."),
     ],
     tool: Annotated[
         str,
-        typer.Option(
-            "--tool", help="nvidia, vllm, sglang, genai-perf, aiperf, guidellm, mlperf, llmperf or inference-perf (default: recognised)."
-        ),
+        typer.Option("--tool", help="Which benchmark, such as vllm; a name that is none is answered with all (default: recognised)."),
     ] = "",
     settings: Annotated[
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")

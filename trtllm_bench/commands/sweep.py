@@ -17,6 +17,7 @@ import typer
 from trtllm_bench import interrupts
 from trtllm_bench.commands import _options as options
 from trtllm_bench.errors import FAILURE, BenchError
+from trtllm_results.gpus import SHEETS
 
 if TYPE_CHECKING:
     from trtllm_bench.measure.accuracy import AccuracySpec
@@ -45,9 +46,7 @@ def command(
     accuracy_windows: Annotated[int | None, typer.Option("--accuracy-windows", help="Most windows of that text (default 32).")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Then profile cells: worst, all, or how many of the worst.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Measure nothing: predict the grid by the step model.")] = False,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", help="GPU of --predict: a100, l40s, h100, h200, b200 (default: the one here).")
-    ] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help=f"GPU of --predict: {', '.join(SHEETS)} (default: the one here).")] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="<path>", help="Folder or address (s3://...) for the results (default: runs/<time>).")
     ] = None,

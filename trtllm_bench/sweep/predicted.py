@@ -18,7 +18,7 @@ from trtllm_bench.analysis.step_model import hosts_of, is_quantized, widens
 from trtllm_bench.errors import BenchError
 from trtllm_bench.measure.rows import cell_of, reason_of, varied
 from trtllm_bench.measure.workload import workload_of
-from trtllm_bench.roofline.hardware import Hardware, published
+from trtllm_bench.roofline.hardware import GPUS, Hardware, published
 from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.sweep.settle import fitted
 from trtllm_bench.sweep.spec import SweepSpec
@@ -82,7 +82,7 @@ def hardware_for(gpu: str | None, environment: Environment) -> Hardware:
     if gpu is not None:
         return published(gpu)
     if not environment.gpu:
-        raise BenchError("--predict needs to know for which GPU: add --gpu a100, l40s, h100, h200 or b200")
+        raise BenchError(f"--predict needs to know for which GPU: add --gpu with one of {', '.join(GPUS)}")
     return hardware_of(environment)
 
 

@@ -302,7 +302,8 @@ KINDS: dict[str, type] = {
     "exponential": Exponential,
     "zipf": Zipf,
 }
-"""Distributions that fit on a line; a workload file knows more."""
+"""Distributions that fit on a line, by name. A workload file has them too, with the fields of their classes, and `OF_FILES`."""
+OF_FILES: dict[str, type] = {"histogram": Histogram, "mixture": Mixture}
 
 
 def parse(text: str) -> Lengths:

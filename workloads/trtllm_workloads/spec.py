@@ -13,10 +13,10 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model, model_validator
 
 from trtllm_workloads import arrivals as processes
 from trtllm_workloads import lengths as distributions
@@ -58,33 +58,43 @@ def _from_short_form(parse: Callable[[str], Any], kinds: Mapping[str, type]) -> 
     return BeforeValidator(read)
 
 
-class LengthTable(_Table):
-    """One of the kinds of `lengths.KINDS`, or `histogram`, `mixture` of others, or `empirical`: a column of a trace."""
+_OF_FIELDS = {int: Whole, float: Number, tuple[int, ...]: tuple[Whole, ...], tuple[float, ...]: tuple[Number, ...]}
+"""How a field of a distribution or an arrival process is checked in a file, by its type."""
 
-    kind: Literal["fixed", "uniform", "normal", "lognormal", "exponential", "zipf", "histogram", "mixture", "empirical"]
+
+NESTED, EMPIRICAL = "components", "empirical"
+
+
+def _settings(name: str, kinds: Mapping[str, type], more: Sequence[str] = ()) -> type[_Table]:
+    """A table with the field `kind`, one of `kinds` or `more`, and every field of their classes but `NESTED`."""
+    types = {field: kind for cls in kinds.values() for field, kind in get_type_hints(cls).items() if field != NESTED}
+    fields: dict[str, Any] = {"kind": (Literal[(*kinds, *more)], ...)}
+    fields |= {field: (_OF_FIELDS[kind] | None, None) for field, kind in types.items()}
+    return create_model(name, __base__=_Table, **fields)
+
+
+_LENGTHS = {**distributions.KINDS, **distributions.OF_FILES}
+_LengthSettings: Any = _settings("_LengthSettings", _LENGTHS, (EMPIRICAL,))
+_ArrivalSettings: Any = _settings("_ArrivalSettings", processes.KINDS)
+
+
+class LengthTable(_LengthSettings):  # type: ignore[misc]
+    """One of the kinds of `lengths`, with others as the `components` of a mixture, or `empirical`: a column of a trace."""
+
     trace: Path | None = None
     column: Literal["input", "output"] | None = None
-    tokens: Whole | None = None
-    low: Whole | None = None
-    high: Whole | None = None
-    mean: Number | None = None
-    stdev: Number | None = None
-    alpha: Number | None = None
-    edges: tuple[Whole, ...] | None = None
-    counts: tuple[Number, ...] | None = None
     components: tuple[LengthTable, ...] | None = None
-    weights: tuple[Number, ...] | None = None
 
     def build(self, folder: Path) -> distributions.Lengths:
         given = {name: value for name, value in self.model_dump(exclude={"kind", "components"}).items() if value is not None}
         if self.components is not None:
             given["components"] = tuple(component.build(folder) for component in self.components)
-        if self.kind == "empirical":
+        if self.kind == EMPIRICAL:
             if set(given) != {"trace", "column"}:
                 raise WorkloadError(f"empirical lengths take trace, column; given: {', '.join(given) or 'nothing'}")
             rows = read_trace(folder / given["trace"])
             return distributions.Empirical(rows.input_tokens if self.column == "input" else rows.output_tokens)
-        cls = {"histogram": distributions.Histogram, "mixture": distributions.Mixture}.get(self.kind) or distributions.KINDS[self.kind]
+        cls = _LENGTHS[self.kind]
         try:
             return cls(**given)  # type: ignore[no-any-return]
         except TypeError:
@@ -94,18 +104,8 @@ class LengthTable(_Table):
 Length = Annotated[LengthTable, _from_short_form(distributions.parse, distributions.KINDS)]
 
 
-class ArrivalTable(_Table):
-    kind: Literal["at-once", "constant", "poisson", "gamma", "linear-ramp", "exponential-ramp", "on-off", "rate-series"]
-    rate: Number | None = None
-    burstiness: Number | None = None
-    start: Number | None = None
-    end: Number | None = None
-    duration_s: Number | None = None
-    on_s: Number | None = None
-    off_s: Number | None = None
-    off_rate: Number | None = None
-    rates: tuple[Number, ...] | None = None
-    step_s: Number | None = None
+class ArrivalTable(_ArrivalSettings):  # type: ignore[misc]
+    """One of the processes of `arrivals`."""
 
     def build(self) -> processes.Arrivals:
         given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}

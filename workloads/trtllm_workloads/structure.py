@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ def pick(n: int, count: int, how: Pick, rng: np.random.Generator, alpha: float =
         cumulative = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -alpha)
         picked = np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
         return np.asarray(np.minimum(picked, count - 1), dtype=np.int64)
-    raise WorkloadError(f"'{how}' is not a way to choose; there are uniform, round-robin, zipf")
+    raise WorkloadError(f"'{how}' is not a way to choose; there are {', '.join(get_args(Pick))}")
 
 
 def segments(parts: list[tuple[UInt64Array, Int32Array]], vocabulary: Vocabulary) -> SegmentPrompts:

@@ -9,51 +9,31 @@ percentile rule produced the figures.
 Times are UTC. vLLM, AIPerf and GuideLLM's CSV write local time without its zone, which is taken to be this machine's
 (`_common.local_time`); vLLM's is the time when the run had ended.
 
-The tool is recognised by the shape of its file. A file that one of these tools writes beside its result is refused by what it is.
+The tool is recognised by the shape of its file. A file that one of these tools writes beside its result is refused by what it is. One tool
+is one module of this folder, whose `TOOLS` say all that differs (`_common.Importer`); `MODULES` is the only list of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.importers import aiperf, guidellm, inference_perf, llmperf, mlperf, nvidia, sglang, vllm
-from trtllm_results.importers._common import FieldError
+from trtllm_results.importers._common import FieldError, Importer
 from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.row import Row
 from trtllm_results.store.layout import ROWS
 
-
-@dataclass(frozen=True)
-class Importer:
-    recognises: Callable[[Any], bool]
-    rows: Callable[[Any], list[Row]]
-
-
-TOOLS: Mapping[str, Importer] = {
-    "nvidia": Importer(nvidia.recognises, nvidia.rows),
-    "vllm": Importer(vllm.recognises, vllm.rows),
-    "sglang": Importer(sglang.recognises, sglang.rows),
-    "genai-perf": Importer(aiperf.recognises_genai_perf, aiperf.rows_genai_perf),
-    "aiperf": Importer(aiperf.recognises, aiperf.rows),
-    "guidellm": Importer(guidellm.recognises, guidellm.rows),
-    "mlperf": Importer(mlperf.recognises, mlperf.rows),
-    "llmperf": Importer(llmperf.recognises, llmperf.rows),
-    "inference-perf": Importer(inference_perf.recognises, inference_perf.rows),
-}
-RESULTS_IN_A_FOLDER = (
-    *("**/run=*.json", "**/profile_export_aiperf.json", "**/profile_export_genai_perf.json", "**/mlperf_log_detail.txt"),
-    *("**/mlperf_log_summary.txt", "**/benchmarks.json", "**/stage_[0-9]*_lifecycle_metrics.json"),
-    *("**/*.json", "**/*.jsonl"),
-)
-"""What is taken of a folder: the first of these that it has. `run=N.json` are the runs of a vLLM sweep."""
-
+MODULES = (nvidia, vllm, sglang, aiperf, mlperf, guidellm, llmperf, inference_perf)
+TOOLS: Mapping[str, Importer] = {name: importer for module in MODULES for name, importer in module.TOOLS.items()}
+RESULTS_IN_A_FOLDER = (*(pattern for importer in TOOLS.values() for pattern in importer.files), "*.json", "*.jsonl")
+"""What is taken of a folder and those below it: the first of these that it has."""
 NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HTML"}
 """Other forms that these tools write a result in, by suffix."""
 
@@ -96,7 +76,7 @@ def read(
 
 def _results_in(folder: Path) -> list[Path]:
     for pattern in RESULTS_IN_A_FOLDER:
-        if files := sorted(file for file in folder.glob(pattern) if file.is_file()):
+        if files := sorted(file for file in folder.rglob(pattern) if file.is_file()):
             return files
     raise ResultsError(f"{folder} has no result file of {', '.join(TOOLS)}; name the file itself")
 
@@ -143,22 +123,17 @@ def _read_file(path: Path, tool: str) -> list[Row]:
 
 def _content(text: str, path: Path) -> Any:
     """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
-    if mlperf.is_log(text):
-        return mlperf.table(text)
-    if nvidia.is_log(text):
-        return nvidia.table(text)
-    if what := mlperf.unreadable(text):
+    importers = TOOLS.values()
+    if (log := _first(one.of_text(text) for one in importers)) is not None:
+        return log
+    if what := _first(one.unreadable_text(text) or None for one in importers):
         raise ResultsError(f"{path} is {what}")
     if path.suffix in NO_JSON:
         raise ResultsError(f"{path} is {NO_JSON[path.suffix]}; import the JSON or CSV that the tool writes of the same run")
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
-        if guidellm.is_table(lines):
-            return guidellm.table(lines)
-        if lines and lines[0][:2] == ["Metric", "avg"]:
-            return aiperf.table(lines)
-        if lines and {"request_throughput", "total_input_tokens", "duration"} <= set(lines[0]):
-            return vllm.table(lines)
+        if lines and (table := _first(one.of_csv(lines) for one in importers)) is not None:
+            return table
         if lines and {"row_id", "cell_key"} <= set(lines[0]):
             raise OwnTable(path)
         raise ResultsError(
@@ -167,10 +142,14 @@ def _content(text: str, path: Path) -> Any:
     return json_values(text, path)
 
 
+def _first(found: Iterable[Any]) -> Any:
+    """The first that is not None, or None."""
+    return next((one for one in found if one is not None), None)
+
+
 def _unknown(path: Path, content: Any) -> str:
-    for what in (tool.unreadable(content) for tool in (vllm, aiperf, llmperf, inference_perf, nvidia)):
-        if what:
-            return f"{path} is {what}"
+    if what := _first(one.unreadable(content) or None for one in TOOLS.values()):
+        return f"{path} is {what}"
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"
 
 

@@ -13,7 +13,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -32,6 +33,28 @@ SECRET = re.compile(r"key$|token$|secret|password|header|authorization", re.IGNO
 
 class FieldError(ValueError):
     """One field of a foreign file is missing or wrong: a sentence without the file's name, which `read` puts before it."""
+
+
+def _nothing(content: Any) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Importer:
+    """How the files of one tool are known and read. A module of this folder has those of its tools in `TOOLS`, by name."""
+
+    recognises: Callable[[Any], bool]
+    rows: Callable[[Any], list[Row]]
+    files: tuple[str, ...] = ()
+    """Patterns of the names that its results have in a folder, where they say more than `*.json`; the first that is there is taken."""
+    unreadable: Callable[[Any], str] = _nothing
+    """What a file of the tool is that holds no result to import, or ''."""
+    unreadable_text: Callable[[str], str] = _nothing
+    """The same of a file that need not be whole JSON."""
+    of_text: Callable[[str], Any] = lambda text: None
+    """The content of a log, in the form that `rows` takes; None for any other text. Raises `FieldError`."""
+    of_csv: Callable[[Sequence[list[str]]], Any] = lambda lines: None
+    """The content of a CSV file's lines, as `of_text`."""
 
 
 class Foreign(BaseModel):

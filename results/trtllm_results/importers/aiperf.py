@@ -8,7 +8,7 @@ names. GenAI-Perf writes times to first token even where nothing was streamed (t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from trtllm_results.importers._common import (
     Count,
     FieldError,
     Foreign,
+    Importer,
     Measured,
     MeasuredOrZero,
     Nanoseconds,
@@ -130,11 +131,13 @@ def rows_genai_perf(content: Any) -> list[Row]:
     return [_from_summary(content, "genai-perf")]
 
 
-def table(lines: list[list[str]]) -> dict[str, Any]:
-    """The metrics of either tool's CSV, which has a table of statistics, a blank line, and a table of single values.
+def of_csv(lines: Sequence[list[str]]) -> dict[str, Any] | None:
+    """The metrics of either tool's CSV, which has a table of statistics, a blank line, and a table of single values; None for another's.
 
     Their names are the JSON's with blanks and capitals, and the unit behind: `Time To First Token (ms)`. Raises `FieldError`.
     """
+    if lines[0][:2] != ["Metric", "avg"]:
+        return None
     metrics: dict[str, Any] = {}
     header: list[str] = []
     for line in lines:
@@ -389,3 +392,9 @@ def _values(records: list[Record], name: str) -> np.ndarray[Any, np.dtype[np.flo
             if value.value:
                 values.append(value.value * factor)
     return np.asarray(values, dtype=np.float64)
+
+
+TOOLS = {
+    "aiperf": Importer(recognises, rows, files=("profile_export_aiperf.json",), unreadable=unreadable, of_csv=of_csv),
+    "genai-perf": Importer(recognises_genai_perf, rows_genai_perf, files=("profile_export_genai_perf.json",)),
+}

@@ -8,6 +8,7 @@ header line up to 0.3 and three (group, field, unit or statistic) after it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from trtllm_results.importers._common import (
     Count,
     FieldError,
     Foreign,
+    Importer,
     Measured,
     MeasuredOrZero,
     Rate,
@@ -202,14 +204,12 @@ def _of_requests(backend: dict[str, Any]) -> dict[str, Any]:
     return asked | ({"extras": json.dumps(added, sort_keys=True)} if added else {})
 
 
-def is_table(lines: list[list[str]]) -> bool:
-    return bool(lines) and (lines[0][:4] == ["Type", "Run Id", "Id", "Name"] or "Run Info" in lines[0])
-
-
-def table(lines: list[list[str]]) -> dict[str, Any]:
-    """The benchmarks of a CSV in the form of the JSON. Raises `FieldError`."""
-    if lines[0][0] == "Type":
+def of_csv(lines: Sequence[list[str]]) -> dict[str, Any] | None:
+    """The benchmarks of a CSV in the form of the JSON; None for another's. Raises `FieldError`."""
+    if lines[0][:4] == ["Type", "Run Id", "Id", "Name"]:
         return {"benchmarks": [_old_line(dict(zip(lines[0], line, strict=False))) for line in lines[1:] if any(line)]}
+    if "Run Info" not in lines[0]:
+        return None
     if len(lines) < 4:
         raise FieldError("has no row below its three header lines")
     names = list(zip(*(line + [""] * (len(lines[0]) - len(line)) for line in lines[:3]), strict=False))
@@ -316,3 +316,6 @@ def _object(title: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FieldError(f"{title} is {shorten(text)}; it must be a JSON object")
     return value
+
+
+TOOLS = {"guidellm": Importer(recognises, rows, files=("benchmarks.json",), of_csv=of_csv)}

@@ -10,7 +10,20 @@ from typing import Any
 
 from pydantic import Field
 
-from trtllm_results.importers._common import Count, Foreign, Measured, MeasuredOrZero, Rate, make, parse, ratio, required, scaled, whole
+from trtllm_results.importers._common import (
+    Count,
+    Foreign,
+    Importer,
+    Measured,
+    MeasuredOrZero,
+    Rate,
+    make,
+    parse,
+    ratio,
+    required,
+    scaled,
+    whole,
+)
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.row import Row
@@ -135,3 +148,6 @@ def _statistics(spread: Spread | None) -> dict[str, float | None]:
 def _mean(*spreads: Spread | None) -> float | None:
     """The mean of the first of these that has one."""
     return next((mean for spread in spreads if (mean := _statistics(spread).get("mean")) is not None), None)
+
+
+TOOLS = {"inference-perf": Importer(recognises, rows, files=("stage_[0-9]*_lifecycle_metrics.json",), unreadable=unreadable)}

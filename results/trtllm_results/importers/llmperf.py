@@ -15,6 +15,7 @@ from trtllm_results.importers._common import (
     SECRET,
     Count,
     Foreign,
+    Importer,
     Measured,
     MeasuredOrZero,
     Text,
@@ -111,3 +112,6 @@ def rows(content: Any) -> list[Row]:
         "request_output_throughput_mean": known.get("request_output_throughput_token_per_s_mean"),
     }
     return [make(cell, figures, "llmperf", content, started_at=epoch_time(summary.timestamp), extra=extra)]
+
+
+TOOLS = {"llmperf": Importer(recognises, rows, unreadable=unreadable)}

@@ -13,7 +13,19 @@ from typing import Any
 
 from pydantic import Field
 
-from trtllm_results.importers._common import FieldError, Foreign, Measured, MeasuredOrZero, Text, iso_time, make, parse, scaled, settings_of
+from trtllm_results.importers._common import (
+    FieldError,
+    Foreign,
+    Importer,
+    Measured,
+    MeasuredOrZero,
+    Text,
+    iso_time,
+    make,
+    parse,
+    scaled,
+    settings_of,
+)
 from trtllm_results.metrics.registry import PERCENTILES
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.row import Row
@@ -46,11 +58,7 @@ def recognises(content: Any) -> bool:
     return isinstance(content, dict) and content.get("table") == "mlperf"
 
 
-def is_log(text: str) -> bool:
-    return SUMMARY_TITLE in text[:500] or text.startswith(DETAIL_PREFIX)
-
-
-def unreadable(text: str) -> str:
+def unreadable_text(text: str) -> str:
     """What a LoadGen file without results is; '' for any other text."""
     if '"traceEvents"' in text[:200]:
         return "a trace for Chrome's viewer, such as LoadGen's mlperf_log_trace.json, which holds no result; import mlperf_log_summary.txt"
@@ -59,9 +67,11 @@ def unreadable(text: str) -> str:
     return ""
 
 
-def table(text: str) -> dict[str, Any]:
-    """A log's fields by the names of `Log`. Raises `FieldError`."""
-    return {"table": "mlperf", **(_detail(text) if text.startswith(DETAIL_PREFIX) else _summary(text))}
+def of_log(text: str) -> dict[str, Any] | None:
+    """A log's fields by the names of `Log`; None for any other text. Raises `FieldError`."""
+    if text.startswith(DETAIL_PREFIX):
+        return {"table": "mlperf", **_detail(text)}
+    return {"table": "mlperf", **_summary(text)} if SUMMARY_TITLE in text[:500] else None
 
 
 def _summary(text: str) -> dict[str, Any]:
@@ -178,3 +188,7 @@ def rows(content: Any) -> list[Row]:
     warnings = [] if log.validity == "VALID" else [f"LoadGen calls the run {log.validity}: {log.reason or 'early stopping not satisfied'}"]
     extra = {"tool_version": log.version, "validity": log.validity}
     return [make(cell, figures, "mlperf", content, started_at=iso_time(log.started), warnings=warnings, extra=extra)]
+
+
+FILES = ("mlperf_log_detail.txt", "mlperf_log_summary.txt")
+TOOLS = {"mlperf": Importer(recognises, rows, files=FILES, unreadable_text=unreadable_text, of_text=of_log)}

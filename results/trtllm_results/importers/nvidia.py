@@ -13,6 +13,7 @@ from trtllm_results.importers._common import (
     Count,
     FieldError,
     Foreign,
+    Importer,
     Measured,
     Text,
     make,
@@ -149,12 +150,10 @@ BEGINS = re.compile(r"^= (?:ENGINE DETAILS|PYTORCH BACKEND)\b", re.MULTILINE)
 TEXTS = ("model", "dtype", "kv_cache_dtype", "quantization", "version", "scheduling_policy")
 
 
-def is_log(text: str) -> bool:
-    return bool(BEGINS.search(text)) and "Request Throughput (req/sec):" in text
-
-
-def table(text: str) -> dict[str, Any]:
-    """The reports of a log, in the form of the JSON."""
+def of_log(text: str) -> dict[str, Any] | None:
+    """The reports of a log, in the form of the JSON; None for any other text."""
+    if "Request Throughput (req/sec):" not in text or not BEGINS.search(text):
+        return None
     begins = [match.start() for match in BEGINS.finditer(text)]
     parts = [text[begin:end] for begin, end in zip(begins, [*begins[1:], len(text)], strict=True)]
     return {"table": "nvidia", "reports": [_printed(part) for part in parts]}
@@ -282,3 +281,6 @@ def _precision(engine: Engine) -> str:
     if quantization not in SAME_AS_NONE:
         return quantization
     return our_precision(engine.dtype)
+
+
+TOOLS = {"nvidia": Importer(recognises, rows, unreadable=unreadable, of_text=of_log)}

@@ -13,6 +13,7 @@ from trtllm_results.importers._common import (
     Count,
     FieldError,
     Foreign,
+    Importer,
     Measured,
     MeasuredOrZero,
     Rate,
@@ -236,3 +237,6 @@ def _offline(one: dict[str, Any]) -> Row:
         settings=settings_of(mode="offline throughput", backend=result.backend),
     )
     return make(cell, figures, "sglang", one, started_at="")
+
+
+TOOLS = {"sglang": Importer(recognises, rows)}

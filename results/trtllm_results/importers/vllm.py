@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from trtllm_results.importers._common import (
     Count,
     FieldError,
     Foreign,
+    Importer,
     Measured,
     MeasuredOrZero,
     Rate,
@@ -113,8 +115,10 @@ def unreadable(content: Any) -> str:
     return ""
 
 
-def table(lines: list[list[str]]) -> list[dict[str, Any]]:
-    """The runs of a sweep's `summary.csv`, as its JSON has them."""
+def of_csv(lines: Sequence[list[str]]) -> list[dict[str, Any]] | None:
+    """The runs of a sweep's `summary.csv`, as its JSON has them; None for another CSV."""
+    if not {"request_throughput", "total_input_tokens", "duration"} <= set(lines[0]):
+        return None
     return [
         {name: _csv_value(text) for name, text in zip(lines[0], line, strict=False) if name and text} for line in lines[1:] if any(line)
     ]
@@ -253,3 +257,7 @@ def _latency(one: dict[str, Any]) -> Row:
         figures[f"e2e_p{percent}_ms"] = scaled(result.percentiles.get(str(percent)), 1e3)
     cell = Cell(model="", precision="", batch=0, isl=0, osl=0, target="vllm", settings={"mode": "latency"})
     return make(cell, figures, "vllm", one, started_at="", extra={"iterations": len(result.latencies)})
+
+
+TOOLS = {"vllm": Importer(recognises, rows, files=("run=*.json",), unreadable=unreadable, of_csv=of_csv)}
+"""`run=N.json` are the runs of a sweep."""
