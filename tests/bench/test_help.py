@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from command_line import parse, root, run
 
 from trtllm_bench.__main__ import main
 from trtllm_bench.app import CommandFolder
+from trtllm_results import importers
 
 
 def paths(path: str = "", command: Any = None) -> Iterator[str]:
@@ -52,6 +54,12 @@ def test_a_help_page_fits_80_columns_and_has_two_examples_that_parse(
 def test_an_example_that_does_not_parse_is_found() -> None:
     with pytest.raises(Exception, match="No such option"):
         parse(["results", "ls", "runs/a", "--wher", "precision=fp8"])
+
+
+def test_the_help_of_import_names_every_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written by hand: importers take too long to load for a page of help."""
+    _, out, _ = run(capsys, "results", "import", "-h")
+    assert set(importers.TOOLS) <= set(re.findall(r"[a-z-]+", out.partition("--tool")[2]))
 
 
 def test_every_command_says_in_a_line_what_it_does() -> None:

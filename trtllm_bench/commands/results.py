@@ -360,11 +360,15 @@ def import_results(
     store: Annotated[Path, typer.Argument(help="Store that receives (made if absent).")],
     files: Annotated[
         list[Path],
-        typer.Argument(help="Results of another benchmark, such as vLLM's or AIPerf's: files or folders."),
+        typer.Argument(
+            help="Results of vLLM, SGLang, GenAI-Perf, AIPerf, GuideLLM, LLMPerf, inference-perf, MLPerf or NVIDIA: files or folders."
+        ),
     ],
     tool: Annotated[
         str,
-        typer.Option("--tool", help="Which benchmark, such as vllm; a name that is none is answered with all (default: recognised)."),
+        typer.Option(
+            "--tool", help="nvidia, vllm, sglang, genai-perf, aiperf, guidellm, mlperf, llmperf or inference-perf (default: recognised)."
+        ),
     ] = "",
     settings: Annotated[
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
