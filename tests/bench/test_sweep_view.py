@@ -56,6 +56,37 @@ def test_the_estimate_follows_recent_cells() -> None:
     assert left == pytest.approx(0.1 * 890, rel=0.02)
 
 
+def test_engines_to_come_are_in_the_estimate() -> None:
+    estimate = Estimate(100, engines=4)
+    estimate.ready(60.0)
+    assert estimate.seconds(elapsed=2, work_done=10) == pytest.approx(18 + 3 * 60)
+    estimate.done(25, 5.0)
+    assert estimate.seconds() == pytest.approx(15 + 3 * 60)
+    assert estimate.seconds(elapsed=20) == pytest.approx(15 + 2 * 60 + 40), "20 s into making the second"
+    estimate.ready(None)
+    assert estimate.seconds() == pytest.approx(15 + 2 * 60)
+    estimate.ready(20.0)
+    assert estimate.seconds() == pytest.approx(15 + 40)
+
+
+def test_time_to_make_an_engine_ready_is_seen_in_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is not made, as when all of its cells were measured before, says nothing of the others."""
+    now = [0.0]
+    monkeypatch.setattr("trtllm_bench.sweep.progress.time.perf_counter", lambda: now[0])
+    out, stream = console(terminal=False)
+    spec = SweepSpec.of(precision="bf16,fp8,int4", batch_size=1, isl=8, osl=8, num_requests=8)
+    first, second, third = spec.points
+    with SweepView(spec, out) as view:
+        view.preparing("bf16")
+        view.skipped(first, 0)
+        view.preparing("fp8")
+        now[0] = 90.0
+        view.started(second, 0, 8)
+        view.finished(second, ROW, 2.0)
+    assert "(2.0 s, 1 min 32 s left)" in stream.getvalue()
+    assert third.label.startswith("int4")
+
+
 def test_more_work_is_estimated_for_more_tokens() -> None:
     def work(batch: int, osl: int, requests: int) -> float:
         (point,) = SweepSpec.of(precision="fp32", batch_size=batch, isl=8, osl=osl, num_requests=requests).points

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,8 +135,9 @@ class Copier:
         self.requests: list[Any] = []
         self.loop, self.engine = self, SimpleNamespace(path="e")
 
-    def add_request(self, prompt: list[int], sampling: Any) -> Any:
-        self.requests.append(SimpleNamespace(prompt="".join(map(chr, prompt)), error="", output=np.empty(0), most=sampling.max_tokens))
+    def add_request(self, prompt: list[int], sampling: Any, on_finish: Callable[[Any], None]) -> Any:
+        text = "".join(map(chr, prompt))
+        self.requests.append(SimpleNamespace(prompt=text, error="", output=np.empty(0), most=sampling.max_tokens, on_finish=on_finish))
         return self.requests[-1]
 
     def run(self) -> None:
@@ -145,10 +146,13 @@ class Copier:
             place = next(place for place, line in enumerate(listed) if line.startswith(last))
             text = listed[place - (number % self.wrong_every == 0)].split("=")[1] + "\n"
             request.output = np.array([ord(letter) for letter in text[: request.most]])
+            request.on_finish(request)
 
 
 @pytest.mark.parametrize(("wrong_every", "right"), [(1000, 40), (4, 30)])
 def test_exact_matches_are_counted(wrong_every: int, right: int) -> None:
     copier: Any = Copier(wrong_every)
-    assert sum(exact_matches(copier, questions(40))) == right
+    told: list[tuple[str, int, int]] = []
+    assert sum(exact_matches(copier, questions(40), lambda *progress: told.append(progress))) == right
+    assert told == [("task", count, 40) for count in range(1, 41)]
     assert exact_matches(Copier(1000), [Question("a = 12\na =", "1")]) == [False]  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ class SweepAccuracy:
 
         figures: dict[str, float] = {}
         details, failed = self.spec.described(), list[str]()
-        for part in ([self._text] if self.spec.text is not None else []) + ([_task] if self.spec.task else []):
+        for part in ([self._text] if self.spec.text is not None else []) + ([self._task] if self.spec.task else []):
             try:
                 figures |= part(llm, details)
             except EngineError as error:
@@ -139,6 +139,13 @@ class SweepAccuracy:
             )
         )
 
+    def _task(self, llm: LLM, details: dict[str, Any]) -> dict[str, float]:
+        from trtllm_engines.accuracy.task import exact_matches, questions
+        from trtllm_results.metrics.quality import task_figures
+
+        matches = exact_matches(llm, questions(), self.progress)
+        return task_figures(sum(matches), len(matches))
+
     def _model(self, config: Mapping[str, Any]) -> str:
         """Names a model and what it is asked: 16 hex digits."""
         of_the_model = {name: value for name, value in config.items() if name not in ("name", "tie_embeddings")}
@@ -167,14 +174,6 @@ class SweepAccuracy:
                 rows = {(int(window), int(position)): row for row, (window, position) in enumerate(stored["places"])}
                 self._known[model] = (Reference(rows, stored["ids"], stored["logprobs"]), stored["loss"], str(stored["precision"]))
         return self._known.get(model)
-
-
-def _task(llm: LLM, details: dict[str, Any]) -> dict[str, float]:
-    from trtllm_engines.accuracy.task import exact_matches, questions
-    from trtllm_results.metrics.quality import task_figures
-
-    matches = exact_matches(llm, questions())
-    return task_figures(sum(matches), len(matches))
 
 
 def engine_of(session: Session) -> LLM:

@@ -1,7 +1,8 @@
 """What a running sweep shows: a line for each finished cell, and on a terminal a live line below with the time left.
 
 Lines scroll, so that a log keeps them and nothing flickers; only the last line is redrawn. The estimate scales the seconds per unit of
-work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new engine tell little.
+work seen so far (`spec.work_of`) to the work left, the latest cells counting most, since early cells of a new engine tell little. To make
+an engine ready (build, load, capture, score) takes time of its own, which is counted for each engine to come.
 
 The same is kept in the sweep's folder (`progress.json`), for a dashboard that follows it. It is written between measurements only: one
 must not notice that it is watched.
@@ -24,28 +25,40 @@ from trtllm_results.store.layout import PROGRESS
 from trtllm_results.store.table import Store
 
 RECENT = 0.5
-"""Weight of the newest cell in the running estimate of seconds per unit of work."""
+"""Weight of the newest cell, or engine, in the running estimate of seconds per unit of work, or engine."""
 
 
 class Estimate:
     """Seconds left, from the work done so far."""
 
-    def __init__(self, total_work: float) -> None:
-        self.left = total_work
+    def __init__(self, total_work: float, engines: int = 0) -> None:
+        """`engines`: how many are to be made ready."""
+        self.left, self.engines = total_work, engines
         self._rate: float | None = None
+        self._engine: float | None = None
+
+    def ready(self, seconds: float | None) -> None:
+        """An engine is ready for its cells; `seconds` None: it was not needed, or could not be made."""
+        self.engines = max(0, self.engines - 1)
+        if seconds is not None:
+            self._engine = _recent(self._engine, seconds)
 
     def done(self, work: float, seconds: float | None) -> None:
         """`seconds` None: the work was skipped or failed, and says nothing of the speed."""
         self.left = max(0.0, self.left - work)
         if seconds is not None and work > 0:
-            rate = seconds / work
-            self._rate = rate if self._rate is None else RECENT * rate + (1 - RECENT) * self._rate
+            self._rate = _recent(self._rate, seconds / work)
 
     def seconds(self, elapsed: float = 0.0, work_done: float = 0.0) -> float | None:
-        """`elapsed` seconds into a cell of which `work_done` is done; None while nothing is known."""
+        """`elapsed` seconds into a cell of which `work_done` is done, or into making an engine; None while nothing is known."""
+        engines = (self._engine or 0.0) * self.engines
         if self._rate is not None:
-            return max(0.0, self._rate * self.left - elapsed)
-        return elapsed / work_done * (self.left - work_done) if work_done > 0 else None
+            return max(0.0, engines + self._rate * self.left - elapsed)
+        return engines + elapsed / work_done * (self.left - work_done) if work_done > 0 else None
+
+
+def _recent(mean: float | None, value: float) -> float:
+    return value if mean is None else RECENT * value + (1 - RECENT) * mean
 
 
 class SweepView:
@@ -57,7 +70,10 @@ class SweepView:
         points = spec.points
         self._total = len(points) * spec.repeats
         self._label_width = max(len(point.label) for point in points)
-        self._estimate = Estimate(spec.repeats * sum(work_of(point.spec) for point in points))
+        engines = sum(any(not point.refused for point in one) for one in spec.engines())
+        self._estimate = Estimate(spec.repeats * sum(work_of(point.spec) for point in points), engines)
+        self._making: float | None = None
+        """Since when the engine at hand is being made ready; None where it is."""
         self._count = 0
         self._now = ""
         self._requests = self._done = 0
@@ -95,6 +111,9 @@ class SweepView:
 
     def preparing(self, engine: str) -> None:
         self._now, self._requests = f"{engine}: making the engine ready", 0
+        if self._making is not None:
+            self._estimate.ready(None)
+        self._making = time.perf_counter()
         if self._live is None:
             self._print(Text(f"{engine}: making the engine ready"))
         self._keep()
@@ -107,8 +126,11 @@ class SweepView:
 
     def started(self, point: GridPoint, repeat: int, requests: int) -> None:
         self._now, self._requests, self._done = self._title(point, repeat), requests, 0
-        self._keep()
         self._work, self._cell_began = work_of(point.spec), time.perf_counter()
+        if self._making is not None:
+            self._estimate.ready(self._cell_began - self._making)
+            self._making = None
+        self._keep()
 
     def requests_done(self, done: int) -> None:
         self._done = done
@@ -156,7 +178,7 @@ class SweepView:
 
     def _line(self) -> Text:
         now = time.perf_counter()
-        left = self._estimate.seconds()
+        left = self._estimate.seconds(0.0 if self._making is None else now - self._making)
         parts = [self._counter(), self._now]
         if self._requests:
             left = self._estimate.seconds(now - self._cell_began, self._work * self._done / self._requests)
