@@ -160,6 +160,17 @@ def test_resolving_models(tmp_path: Path) -> None:
         resolve_model(other)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["beside weights", "alone"])
+def test_an_adapter_is_not_left_out_in_silence(tmp_path: Path, beside: bool) -> None:
+    """transformers would add it to the weights of the folder, or to those of the base model that it names."""
+    if beside:
+        (tmp_path / "config.json").write_text(json.dumps(BASE))
+        assert read_config(tmp_path).num_layers == 2
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    with pytest.raises(EngineError, match=r"holds an adapter \(adapter_config\.json\), which is not supported; merge it into its base model"):
+        read_config(tmp_path)
+
+
 def test_folder_without_config_and_broken_config(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"has no config\.json; point at a Hugging Face model folder"):
         resolve_model(tmp_path)

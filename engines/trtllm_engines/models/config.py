@@ -112,8 +112,17 @@ class ModelConfig:
             )
 
 
+ADAPTER = "adapter_config.json"
+"""By which PEFT and transformers know a folder with a LoRA or another adapter."""
+
+
 def read_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them)."""
+    """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them).
+
+    Raises `EngineError`, also for a folder with an adapter, which transformers adds to the weights beside it.
+    """
+    if (folder / ADAPTER).is_file():
+        raise EngineError(f"{folder} holds an adapter ({ADAPTER}), which is not supported; merge it into its base model first")
     path = folder / "config.json"
     content = read_object(path, f"{folder} has no config.json; point at a Hugging Face model folder")
     config = config_from_hf(content, name=os.path.basename(os.path.realpath(folder)))
