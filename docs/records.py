@@ -142,7 +142,7 @@ def newest() -> tuple[Line, ...]:
     for group in versions(recorded_rows()):
         line = Line(group)
         cell = line.cell
-        load = cell.batch, cell.request_rate, "" if cell.workload == "fixed" else cell.workload
+        load = cell.batch, cell.request_rate, cell.named_workload
         lengths = (cell.isl, cell.osl) if not load[2] else ()
         tokens = 0 if few_at_once(line) or short(line) else cell.settings.get("max_num_tokens", 0)
         case = line.gpu, cell.model, line.precision, line.layout, *lengths, *load, tokens
@@ -179,7 +179,7 @@ def _order(line: Line) -> tuple[Any, ...]:
 
 def closed(line: Line) -> bool:
     """Fixed lengths, and as many requests in flight as asked for."""
-    return not line.cell.request_rate and line.cell.workload in ("", "fixed")
+    return not line.cell.request_rate and not line.cell.named_workload
 
 
 def few_at_once(line: Line) -> bool:

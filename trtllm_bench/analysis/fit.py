@@ -331,7 +331,7 @@ def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
 
 def fixed_lengths(folder: Path) -> list[Row]:
     """The `ok` rows in a folder's stores with fixed lengths and a closed loop."""
-    return [row for _, row in _stored(folder) if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
+    return [row for _, row in _stored(folder) if row.status == "ok" and not row.cell.named_workload and not row.cell.request_rate]
 
 
 def _stored(folder: Path) -> Iterator[tuple[Store, Row]]:
