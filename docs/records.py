@@ -13,6 +13,7 @@ A case without a record has no line.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 import statistics
@@ -747,14 +748,18 @@ def pictures() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if "--ceilings" in arguments:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("--pictures", "--predictions", "--fit", "--ceilings"):
+        parser.add_argument(flag, action="store_true")
+    asked = parser.parse_args(arguments)
+    if asked.ceilings:
         write_at_ceilings()
     tables = dict.fromkeys(DOCUMENTS, TABLES)
-    if "--fit" in arguments:
+    if asked.fit:
         from trtllm_bench.analysis import fit
 
         fit.main(["--gpu", "h200", "--write"])
-    if "--predictions" in arguments or "--fit" in arguments:
+    if asked.predictions or asked.fit:
         tables |= dict.fromkeys(PREDICTION_DOCUMENTS, predictions())
     for name, made in tables.items():
         path = ROOT / name
@@ -762,7 +767,7 @@ def main(arguments: Sequence[str]) -> None:
         if (new := written(text, made)) != text:
             path.write_text(new, encoding="utf-8")
             print(f"written: {name}")
-    if "--pictures" in arguments:
+    if asked.pictures:
         pictures()
 
 

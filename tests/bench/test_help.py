@@ -10,7 +10,7 @@ import pytest
 from command_line import parse, root, run
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.app import CommandFolder
+from trtllm_bench.app import PANELS, CommandFolder
 
 
 def paths(path: str = "", command: Any = None) -> Iterator[str]:
@@ -52,6 +52,10 @@ def test_a_help_page_fits_80_columns_and_has_two_examples_that_parse(
 def test_an_example_that_does_not_parse_is_found() -> None:
     with pytest.raises(Exception, match="No such option"):
         parse(["results", "ls", "runs/a", "--wher", "precision=fp8"])
+
+
+def test_every_command_is_listed_by_what_it_is_for() -> None:
+    assert sorted(name for names in PANELS.values() for name in names) == sorted(CommandFolder())
 
 
 def test_every_command_says_in_a_line_what_it_does() -> None:
