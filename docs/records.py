@@ -25,7 +25,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_results.compare.published import Beside, beside
+from trtllm_results.compare.published import Beside, beside, measured_on_gpus, recorded_stores
 from trtllm_results.compare.published_ops import OpRun, summaries
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
-STORES = ("h100", "h200", "h200-x2")
 OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
 """The first that is there."""
 IN_FP8 = ", prompts fp8"
@@ -48,8 +47,6 @@ AIMS = ROOT / "docs" / "facts" / "aims.csv"
 """Aims for one H200, set before the work. A load is `queued`, a number of sequences, or latency limits as `arrivals` shows them."""
 AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
 """By row id, the rate that `explain` gives for a row short of its aim if every op ran at its ceiling."""
-LEFT_OUT = ("gate", "nvtx-overhead")
-"""Recorded on purpose with slower engines."""
 DOCUMENTS = (
     *("README.md", "docs/observatory.md", "docs/profiling.md", "docs/facts/h200.md", "docs/facts/two-gpus.md"),
     *("docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
@@ -127,12 +124,11 @@ def _engine(one: Beside) -> str:
 
 @cache
 def recorded_rows() -> list[Row]:
-    """Of the folders in `STORES`; a row that lies in two stores counts once."""
+    """Of every GPU measured on; a row that lies in two stores counts once."""
     rows: dict[str, Row] = {}
-    for folder in STORES:
-        for table in sorted((RECORDED / folder).glob("*/results.parquet")):
-            if table.parent.name not in LEFT_OUT:
-                rows |= {row.row_id: row for row in read_rows(table.parent)}
+    for folder in measured_on_gpus(RECORDED):
+        for store in recorded_stores(folder):
+            rows |= {row.row_id: row for row in read_rows(store)}
     return list(rows.values())
 
 
