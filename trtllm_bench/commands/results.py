@@ -364,7 +364,7 @@ def import_results(
     ],
     tool: Annotated[
         str,
-        typer.Option("--tool", help="Which benchmark, such as vllm; a name that is none is answered with all (default: recognised)."),
+        typer.Option("--tool", help="Which benchmark, such as vllm; an unknown name lists them (default: recognised)."),
     ] = "",
     settings: Annotated[
         Strings, typer.Option("--set", help="FIELD=VALUE the file does not tell, such as precision=fp8; repeatable.")
