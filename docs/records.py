@@ -13,6 +13,7 @@ A case without a record has no line.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import re
 import statistics
@@ -24,7 +25,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_results.compare.published import Beside, beside
+from trtllm_results.compare.published import Beside, beside, measured_on_gpus, recorded_stores
 from trtllm_results.compare.published_ops import OpRun, summaries
 from trtllm_results.errors import ResultsError
 from trtllm_results.gpus import gpu_class
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "recorded"
-STORES = ("h100", "h200", "h200-x2")
 OPS = (RECORDED / "h200" / "kernels-published.json", RECORDED / "h200-x2" / "kernels-published.json")
 """The first that is there."""
 IN_FP8 = ", prompts fp8"
@@ -47,8 +47,6 @@ AIMS = ROOT / "docs" / "facts" / "aims.csv"
 """Aims for one H200, set before the work. A load is `queued`, a number of sequences, or latency limits as `arrivals` shows them."""
 AT_CEILINGS = ROOT / "docs" / "facts" / "at-ceilings.csv"
 """By row id, the rate that `explain` gives for a row short of its aim if every op ran at its ceiling."""
-LEFT_OUT = ("gate", "nvtx-overhead")
-"""Recorded on purpose with slower engines."""
 DOCUMENTS = (
     *("README.md", "docs/observatory.md", "docs/profiling.md", "docs/facts/h200.md", "docs/facts/two-gpus.md"),
     *("docs/facts/precision-and-quality.md", "docs/facts/throughput.md"),
@@ -126,12 +124,11 @@ def _engine(one: Beside) -> str:
 
 @cache
 def recorded_rows() -> list[Row]:
-    """Of the folders in `STORES`; a row that lies in two stores counts once."""
+    """Of every GPU measured on; a row that lies in two stores counts once."""
     rows: dict[str, Row] = {}
-    for folder in STORES:
-        for table in sorted((RECORDED / folder).glob("*/results.parquet")):
-            if table.parent.name not in LEFT_OUT:
-                rows |= {row.row_id: row for row in read_rows(table.parent)}
+    for folder in measured_on_gpus(RECORDED):
+        for store in recorded_stores(folder):
+            rows |= {row.row_id: row for row in read_rows(store)}
     return list(rows.values())
 
 
@@ -142,7 +139,7 @@ def newest() -> tuple[Line, ...]:
     for group in versions(recorded_rows()):
         line = Line(group)
         cell = line.cell
-        load = cell.batch, cell.request_rate, "" if cell.workload == "fixed" else cell.workload
+        load = cell.batch, cell.request_rate, cell.named_workload
         lengths = (cell.isl, cell.osl) if not load[2] else ()
         tokens = 0 if few_at_once(line) or short(line) else cell.settings.get("max_num_tokens", 0)
         case = line.gpu, cell.model, line.precision, line.layout, *lengths, *load, tokens
@@ -179,7 +176,7 @@ def _order(line: Line) -> tuple[Any, ...]:
 
 def closed(line: Line) -> bool:
     """Fixed lengths, and as many requests in flight as asked for."""
-    return not line.cell.request_rate and line.cell.workload in ("", "fixed")
+    return not line.cell.request_rate and not line.cell.named_workload
 
 
 def few_at_once(line: Line) -> bool:
@@ -747,14 +744,18 @@ def pictures() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if "--ceilings" in arguments:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("--pictures", "--predictions", "--fit", "--ceilings"):
+        parser.add_argument(flag, action="store_true")
+    asked = parser.parse_args(arguments)
+    if asked.ceilings:
         write_at_ceilings()
     tables = dict.fromkeys(DOCUMENTS, TABLES)
-    if "--fit" in arguments:
+    if asked.fit:
         from trtllm_bench.analysis import fit
 
         fit.main(["--gpu", "h200", "--write"])
-    if "--predictions" in arguments or "--fit" in arguments:
+    if asked.predictions or asked.fit:
         tables |= dict.fromkeys(PREDICTION_DOCUMENTS, predictions())
     for name, made in tables.items():
         path = ROOT / name
@@ -762,7 +763,7 @@ def main(arguments: Sequence[str]) -> None:
         if (new := written(text, made)) != text:
             path.write_text(new, encoding="utf-8")
             print(f"written: {name}")
-    if "--pictures" in arguments:
+    if asked.pictures:
         pictures()
 
 

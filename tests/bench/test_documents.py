@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -54,6 +55,14 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for arguments in commands(document):
         parse(arguments)
+
+
+def test_every_option_of_the_engine_in_python_is_told() -> None:
+    from trtllm_engines import LLM
+
+    table = (ROOT / "docs/python-api.md").read_text().partition("## LLM")[2].partition("## ")[0]
+    told = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert told == set(inspect.signature(LLM).parameters) - {"other"}
 
 
 def test_headings_and_commands_are_read_as_they_are_printed() -> None:

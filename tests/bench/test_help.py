@@ -11,7 +11,7 @@ import pytest
 from command_line import parse, root, run
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.app import CommandFolder
+from trtllm_bench.app import PANELS, CommandFolder
 from trtllm_results import importers
 
 
@@ -60,6 +60,10 @@ def test_the_help_of_import_names_every_tool(capsys: pytest.CaptureFixture[str])
     """It is written by hand: importers take too long to load for a page of help."""
     _, out, _ = run(capsys, "results", "import", "-h")
     assert set(importers.TOOLS) <= set(re.findall(r"[a-z-]+", out.partition("--tool")[2]))
+
+
+def test_every_command_is_listed_by_what_it_is_for() -> None:
+    assert sorted(name for names in PANELS.values() for name in names) == sorted(CommandFolder())
 
 
 def test_every_command_says_in_a_line_what_it_does() -> None:

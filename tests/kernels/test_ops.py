@@ -44,6 +44,20 @@ def test_what_an_op_says_of_itself() -> None:
     }
 
 
+def test_the_ops_that_an_op_names_take_its_arguments() -> None:
+    """So that a pass may put one in the other's place by the arguments' names."""
+    named = {(name, kind): getattr(spec, kind) for name, spec in OP_SPECS.items() for kind in ("by_row", "of_sum", "alone")}
+    given = {name: {argument.name for argument in spec.arguments} for name, spec in OP_SPECS.items()}
+    for (name, kind), other in named.items():
+        if other:
+            more, fewer = {"by_row": ({"dtype"}, {"out_scale"}), "of_sum": ({"residual", "addend"}, set()), "alone": (set(), {"group"})}[
+                kind
+            ]
+            takes = {{"a": "x", "b": "residual"}.get(one, one) for one in given[other]} if kind == "alone" else given[other]
+            assert given[name] - fewer <= takes, (name, other)
+            assert more <= takes - given[name], (name, other)
+
+
 def test_specifications_and_lowerings_load_without_torch() -> None:
     code = "import sys, trtllm_kernels.lowering as lowering; assert len(lowering.LOWERINGS) == 35; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -167,6 +167,11 @@ def test_json_lines_of_vllm(tmp_path: Path) -> None:
     assert [row.cell.request_rate for row in importers.read(tmp_path / "runs.jsonl")] == [1.0, 2.0]
 
 
+def test_every_module_of_an_importer_is_asked() -> None:
+    modules = {path.stem for path in Path(importers.__file__).parent.glob("[!_]*.py")} - {"files"}
+    assert {one.__name__.rpartition(".")[2] for one in importers.MODULES} == modules
+
+
 def test_bad_files_are_one_sentence(tmp_path: Path) -> None:
     def read(text: str, **more: str) -> None:
         (tmp_path / "x.json").write_text(text)

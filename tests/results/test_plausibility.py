@@ -12,7 +12,7 @@ from trtllm_engines.models.presets import PRESETS, preset_config
 from trtllm_engines.quantization.precision import precisions
 from trtllm_engines.quantization.registry import definition, definitions
 from trtllm_results.compare import published
-from trtllm_results.gpus import sheet_of
+from trtllm_results.gpus import SHEETS, sheet_of
 from trtllm_results.model_sizes import SIZES, canonical, size_of
 from trtllm_results.plausibility import Claim, bytes_limit, flops_limit, judge
 from trtllm_results.precision_names import our_precision
@@ -156,7 +156,7 @@ def test_every_precision_is_held_to_what_the_gpu_multiplies(precision: str) -> N
     """Of weight-only precisions the products are in bf16. fp32 is left out: tensor cores may do it in another format."""
     form = "fp16" if precision == "fp16" else "fp8" if definition(precision).scheme.inputs.dtype or precision == "fp8_block" else "bf16"
     form = "fp8" if precision == "mixed" else form
-    for gpu in ("A100", "L40S", "H100", "H200", "B200"):
+    for gpu in SHEETS:
         sheet = sheet_of(gpu)
         assert sheet is not None
         limit = flops_limit(sheet, "int8" if precision == "int8_sq" else form) or flops_limit(sheet, "bf16")

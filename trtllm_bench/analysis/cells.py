@@ -16,6 +16,7 @@ from trtllm_bench.targets.registry import is_own
 from trtllm_engines.checkpoints.checkpoint_precision import plan_for
 from trtllm_engines.compiler.compile import compile_model
 from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
+from trtllm_engines.engine.build import USUAL_PROFILE
 from trtllm_engines.models.presets import resolve_model
 from trtllm_engines.quantization.precision import canonical
 from trtllm_engines.quantization.registry import MIXED, definition
@@ -87,7 +88,8 @@ def plans_of(row: Row, precision: str | None = None, kv_dtype: str | None = None
     settings = cell.settings
     longest = int(settings.get("max_seq_len") or cell.isl + cell.osl)
     batch = int(settings.get("max_batch_size") or max(cell.batch, 1))
-    profile = Profile(batch, max(int(settings.get("max_num_tokens") or 8192), batch), longest, int(settings.get("page_size") or 32))
+    tokens = max(int(settings.get("max_num_tokens") or USUAL_PROFILE.max_num_tokens), batch)
+    profile = Profile(batch, tokens, longest, int(settings.get("page_size") or USUAL_PROFILE.page_size))
     cache = kv_dtype or (cell.kv_dtype if precision is None and cell.kv_dtype else "auto")
     layout = layout_of(cell)
     name, every_row = precision or cell.precision, _earlier(row.environment)

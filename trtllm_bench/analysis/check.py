@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.hardware import Hardware
+from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_engines.errors import EngineError
+from trtllm_engines.runtime.scheduler import Policy
 from trtllm_results.record.row import Row
 from trtllm_workloads.synthetic import fixed
 
@@ -37,7 +40,7 @@ def check(
     Raises `BenchError` when there is none."""
     cells: dict[str, list[Row]] = {}
     for row in rows:
-        mine = is_own(row.cell.target) and row.cell.workload in ("", "fixed") and not row.cell.request_rate
+        mine = is_own(row.cell.target) and not row.cell.named_workload and not row.cell.request_rate
         if mine and row.status == "ok" and FIGURE in row.figures:
             cells.setdefault(row.key, []).append(row)
     if not cells:
@@ -52,7 +55,7 @@ def check(
 
 def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | None:
     row = repeats[-1]
-    cell, settings = row.cell, row.cell.settings
+    cell, settings, usual = row.cell, row.cell.settings, EngineSpec()
     workload = fixed(cell.num_requests or 4 * max(cell.batch, 1), cell.isl, cell.osl, vocab_size=256, seed=0)
     hardware = hardware or hardware_of(row.environment)
     if not hardware.memory_bytes:
@@ -63,8 +66,8 @@ def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | Non
             hardware,
             workload,
             concurrency=cell.batch,
-            policy=settings.get("policy") or "guaranteed_no_evict",
-            kv_cache_fraction=float(settings.get("kv_cache_fraction") or 0.9),
+            policy=cast(Policy, settings.get("policy") or usual.policy),
+            kv_cache_fraction=float(settings.get("kv_cache_fraction") or usual.kv_cache_fraction),
             replicas=cell.replicas,
             constants=constants_of(row),
         )

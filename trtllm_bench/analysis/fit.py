@@ -39,7 +39,7 @@ from trtllm_bench.errors import BenchError
 from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
-from trtllm_results.compare.published import folder
+from trtllm_results.compare.published import folder, recorded_stores
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_results.versions import newest, versions
@@ -176,8 +176,6 @@ TOLERANCE = 1e-4
 LEAST_S = 6.0
 """From which on power of a phase is a mean; its time and clock are from half of that on."""
 MOST_SHAPES = 200
-OLD = ("gate", "nvtx-overhead")
-"""Recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
@@ -331,14 +329,13 @@ def followed(rows: Iterable[Row]) -> list[tuple[Row, ...]]:
 
 def fixed_lengths(folder: Path) -> list[Row]:
     """The `ok` rows in a folder's stores with fixed lengths and a closed loop."""
-    return [row for _, row in _stored(folder) if row.status == "ok" and row.cell.workload in ("", "fixed") and not row.cell.request_rate]
+    return [row for _, row in _stored(folder) if row.status == "ok" and not row.cell.named_workload and not row.cell.request_rate]
 
 
 def _stored(folder: Path) -> Iterator[tuple[Store, Row]]:
-    for table in sorted(folder.glob("*/results.parquet")):
-        if table.parent.name not in OLD:
-            store = Store(table.parent, create=False)
-            yield from ((store, row) for row in store.rows())
+    for path in recorded_stores(folder):
+        store = Store(path, create=False)
+        yield from ((store, row) for row in store.rows())
 
 
 def follows(row: Row) -> bool:

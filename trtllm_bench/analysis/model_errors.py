@@ -36,7 +36,7 @@ from trtllm_engines.compiler.plan import ParallelLayout, Plan, Profile
 from trtllm_engines.errors import EngineError
 from trtllm_engines.models.presets import PRESETS, preset_config
 from trtllm_engines.quantization import check_types
-from trtllm_results.compare.published import HANDFUL, Published
+from trtllm_results.compare.published import HANDFUL, Published, measured_on_gpus
 from trtllm_results.gpus import gpu_class
 from trtllm_results.model_sizes import canonical
 from trtllm_results.record.cell import Cell
@@ -49,7 +49,6 @@ FACTOR_GPU, FACTOR_ENGINE = "H100", "TensorRT-LLM"
 """Of whose published figures a GPU without runs of ours has its errors."""
 REDUCING_ARCH = "sm_90"
 """What has kernels in which ranks exchange rows."""
-RECORDED = ("h100", "h200", "h200-x2")
 
 
 @dataclass(frozen=True)
@@ -202,9 +201,9 @@ def left_out(errors: Sequence[float]) -> tuple[float, ...]:
     return tuple((1 + error) * _factor(rest) - 1 for error, rest in zip(errors, others, strict=False))
 
 
-def own_errors(root: Path, hardware: Hardware | None = None, folders: Sequence[str] = RECORDED) -> list[OwnError]:
+def own_errors(root: Path, hardware: Hardware | None = None) -> list[OwnError]:
     """Of every recorded cell with fixed lengths, on its GPU or on `hardware`."""
-    rows = [row for name in folders for row in fixed_lengths(root / name)]
+    rows = [row for folder in measured_on_gpus(root) for row in fixed_lengths(folder)]
     return [_own(one) for one in check(_without_earlier_versions(rows), hardware)]
 
 
@@ -222,7 +221,8 @@ def _own(one: Checked) -> OwnError:
 
 def errors_left_out(root: Path) -> list[OwnError]:
     """Of each run that constants of today's engine follow, by those that the others give. Takes minutes."""
-    gpus = [gpu for gpu in RECORDED if (constants := constants_for(gpu)).gpu == gpu and not constants.earlier]
+    names = [folder.name for folder in measured_on_gpus(root)]
+    gpus = [gpu for gpu in names if (constants := constants_for(gpu)).gpu == gpu and not constants.earlier]
     measured: list[OwnError] = []
     for gpu in gpus:
         runs = fit.recorded_runs(root, gpu)

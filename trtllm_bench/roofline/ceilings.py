@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_bench.errors import BenchError
 from trtllm_results.errors import ResultsError
-from trtllm_results.record.environment import Environment
+from trtllm_results.record.environment import MACHINE, Environment
 from trtllm_results.store.document import as_kind, read_document
 from trtllm_results.store.files import write_text
 
@@ -64,8 +64,7 @@ class Ceilings:
 
 def key_of(environment: Environment) -> str:
     """What the ceilings depend on, hashed."""
-    names = ("gpu", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig", "cpu", "cpu_count", "torch")
-    parts = {name: getattr(environment, name) for name in names if environment.gpu or name in ("cpu", "cpu_count", "torch")}
+    parts = {name: getattr(environment, name) for name in (*MACHINE, "torch") if environment.gpu or name in ("cpu", "cpu_count", "torch")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

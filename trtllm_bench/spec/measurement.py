@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trtllm_bench.errors import BenchError
+from trtllm_bench.spec.endpoints import ENDPOINTS
 from trtllm_bench.spec.knobs import KnobField, check, identity_of, knob, knobs_of
 from trtllm_results.record.cell import OWN_TARGET
 
@@ -30,7 +31,7 @@ MORE_FIELDS = ("min_tokens", "max_completion_tokens")
 NO_FIELDS = "none"
 RESERVED_FIELDS = {
     "model": "the model is named by --served-model-name",
-    **dict.fromkeys(("prompt", "messages"), "prompts are the workload's"),
+    **{name: "prompts are the workload's" for one in ENDPOINTS.values() for name in one.fields("")},
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "the output length is the workload's, such as --osl"),
     **dict.fromkeys(("stream", "n", "best_of", "echo"), "a request is one streamed answer of new tokens"),
 }
@@ -250,7 +251,7 @@ class ServerSpec:
     A row keeps it with what else its target says of itself."""
 
     served_model_name: str | None = knob(None, "Name the server has for the model (default: --model, else the first it lists).")
-    endpoint: str = knob("completions", "completions (default) or chat.", parse=_one_of("completions", "chat"))
+    endpoint: str = knob(next(iter(ENDPOINTS)), f"{' or '.join(ENDPOINTS)} (default: the first).", parse=_one_of(*ENDPOINTS))
     prompts: str = knob("tokens", "Send prompts as tokens (default) or as text, which needs --tokenizer.", parse=_one_of("tokens", "text"))
     tokenizer: Path | None = knob(
         None, "Folder with tokenizer.json: for a dataset of texts (default: the model's own); for prompts and counts of a server."

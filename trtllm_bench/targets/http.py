@@ -26,8 +26,9 @@ from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.driver import BEAT_S, STANDSTILL_S
 from trtllm_bench.load.sse import EventStream
 from trtllm_bench.load.target import Deliver, RequestOutcome, Standstill, Target
+from trtllm_bench.spec.endpoints import ENDPOINTS
 from trtllm_bench.spec.measurement import NO_FIELDS, SENT_FIELDS, MeasurementSpec, safe_target
-from trtllm_bench.targets.http_address import PATHS, Credentials, checked_key, proxy_for, split_address
+from trtllm_bench.targets.http_address import Credentials, checked_key, proxy_for, split_address
 from trtllm_bench.targets.http_sending import SendTrace, allow_connections, stamping
 from trtllm_bench.targets.http_words import complaint, listed_models, reason, said_in, short
 from trtllm_bench.targets.openai_answer import Answer, AnswerError
@@ -56,6 +57,11 @@ NO_LIST = (404, 405, 501)
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 
+def as_text(endpoint: str, prompts: str) -> bool:
+    """Whether prompts go out as text, by `--endpoint` and `--prompts`."""
+    return prompts == "text" or not ENDPOINTS[endpoint].takes_token_ids
+
+
 @dataclass
 class HttpTarget(Target):
     """`base_url` such as `http://127.0.0.1:8000` (with or without `/v1`). `model` empty: the first the server lists."""
@@ -80,7 +86,7 @@ class HttpTarget(Target):
         of_proxy = unquote(urlsplit(self._proxy or "").password or "")
         self._credentials = Credentials(checked_key(self.api_key), user, password, (of_proxy,))
         self._root = self.base_url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._url = f"{self._root}/{PATHS[self.endpoint]}"
+        self._url = f"{self._root}/{ENDPOINTS[self.endpoint].path}"
         self._bodies: dict[int, bytes] = {}
         self._stopped_at: list[Standstill] = []
 
@@ -91,7 +97,7 @@ class HttpTarget(Target):
             "url": self.base_url,
             "served_model": self.model,
             "endpoint": self.endpoint,
-            "prompts": "text" if self.decode is not None or self.prompts == "text" or self.endpoint == "chat" else "tokens",
+            "prompts": "text" if self.decode is not None or as_text(self.endpoint, self.prompts) else "tokens",
             "optional_fields": "" if sent == SENT_FIELDS else sent or NO_FIELDS,
             "extra_body": json.dumps(self.extra, sort_keys=True) if self.extra else "",
             "proxy": safe_target(self._proxy or ""),
@@ -139,7 +145,7 @@ class HttpTarget(Target):
         import numpy as np
 
         asked = RequestSpec(-1, np.ones(1, np.int32), None, 1, 1, 0.0)
-        if self.decode is None and (self.prompts == "text" or self.endpoint == "chat"):
+        if self.decode is None and as_text(self.endpoint, self.prompts):
             asked = RequestSpec(-1, None, "a", 1, 1, 0.0)
         async with session.post(self._url, data=self._encoded(asked), headers=JSON, proxy=self._proxy) as answer:
             if answer.status != 200:
@@ -273,11 +279,8 @@ class HttpTarget(Target):
             text = self.decode(request.prompt)
         if text is None:
             self.check_token_ids()
-        content: dict[str, Any] = {"model": self.model}
-        if self.endpoint == "chat":
-            content["messages"] = [{"role": "user", "content": text}]
-        else:
-            content["prompt"] = text if text is not None or request.prompt is None else request.prompt.tolist()
+        prompt = text if text is not None or request.prompt is None else request.prompt.tolist()
+        content = {"model": self.model, **ENDPOINTS[self.endpoint].fields(prompt)}
         named = "max_completion_tokens" if "max_completion_tokens" in self.optional_fields else "max_tokens"
         content[named] = request.output_tokens
         values = {
@@ -291,8 +294,9 @@ class HttpTarget(Target):
 
     def check_token_ids(self) -> None:
         """Raises `BenchError` where prompts of token ids must go out as text and no tokenizer makes text of them."""
-        if self.decode is None and (self.endpoint == "chat" or self.prompts == "text"):
-            what = "the chat endpoint takes text" if self.endpoint == "chat" else "prompts are to go out as text"
+        if self.decode is None and as_text(self.endpoint, self.prompts):
+            asked = ENDPOINTS[self.endpoint].takes_token_ids
+            what = "prompts are to go out as text" if asked else f"the {self.endpoint} endpoint takes text"
             raise BenchError(f"{what} and the workload has token ids; give --tokenizer, whose decoding makes text of them")
 
     def _encoded(self, request: RequestSpec) -> bytes:
@@ -372,7 +376,7 @@ def target_of(spec: MeasurementSpec) -> HttpTarget:
 
         tokenizer = Tokenizer(server.tokenizer)
         count = lambda text: len(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
-        if server.prompts == "text" or server.endpoint == "chat":
+        if as_text(server.endpoint, server.prompts):
             decode = lambda ids: tokenizer.decode(ids.tolist())  # noqa: E731
     return HttpTarget(
         spec.target,

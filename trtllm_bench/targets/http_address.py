@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from trtllm_bench.errors import BenchError
+from trtllm_bench.spec.endpoints import ENDPOINTS
 from trtllm_bench.spec.measurement import HIDDEN, safe_target
 
-PATHS = {"completions": "completions", "chat": "chat/completions"}
-"""Of each endpoint, below the server's `/v1`."""
 SHORT_SECRET = 6
 """A secret shorter than this is hidden only where it stands as a word: it would be found inside others."""
 
@@ -84,7 +83,8 @@ def split_address(address: str, endpoint: str) -> tuple[str, str, str]:
 
 def _below_endpoint(base: str, parts: SplitResult, endpoint: str) -> str:
     """The address without the path of the endpoint itself, which is often given with it."""
-    for name, path in sorted(PATHS.items(), key=lambda one: -len(one[1])):
+    paths = {name: one.path for name, one in ENDPOINTS.items()}
+    for name, path in sorted(paths.items(), key=lambda one: -len(one[1])):
         if parts.path.rstrip("/").endswith(f"/v1/{path}"):
             if name != endpoint:
                 raise BenchError(f"'{base}' is the {name} endpoint; give --endpoint {name}, or the address without '{path}'")

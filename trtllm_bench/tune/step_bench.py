@@ -37,7 +37,7 @@ from trtllm_engines.runtime.pages import RESERVED_PAGES
 from trtllm_engines.runtime.rank import CacheSize, RankMemory
 from trtllm_kernels import tactics
 from trtllm_kernels.dialect.expr import evaluate
-from trtllm_kernels.dialect.ops import OP_SPECS
+from trtllm_kernels.dialect.ops import OP_SPECS, Trait
 from trtllm_kernels.dialect.specs import DTYPES
 from trtllm_kernels.dialect.types import KernelSpec, Lowered, TensorSpec
 from trtllm_kernels.errors import KernelError
@@ -45,8 +45,6 @@ from trtllm_kernels.tactics import Tactic
 
 LEAST_LAYERS, LEAST_BYTES = 4, 2 << 30
 """Of the cut model: so many layers, with so many bytes of weights where the model has them."""
-_ALONE = {"all_reduce_add_rms_norm": "add_rms_norm", "all_reduce_add": "add", "sharded_linear_sample": "linear_sample"}
-"""What an op in which ranks exchange data is on one rank."""
 Tactics = Mapping[str, Tactic]
 """By key."""
 
@@ -301,13 +299,14 @@ def alone(plan: Plan, arch: str, gpu: str) -> tuple[Plan, frozenset[str]]:
     replaced: list[Op] = []
     for op in plan.ops:
         inputs = tuple(names.get(name, name) for name in op.inputs)
-        if op.op == "all_reduce":
+        spec = OP_SPECS[op.op]
+        if Trait.REDUCES in spec.traits and not spec.alone:
             names[op.outputs[0]] = inputs[0]
             continue
         made = replace(op, inputs=inputs, tactics={}, reuses="")
-        if op.op in _ALONE:
-            given = dict(zip(OP_SPECS[op.op].tensors, inputs, strict=True))
-            made = replace(made, op=_ALONE[op.op], inputs=tuple(given.get(name, "") for name in _arguments(_ALONE[op.op])))
+        if spec.alone:
+            given = dict(zip(spec.tensors, inputs, strict=True))
+            made = replace(made, op=spec.alone, inputs=tuple(given.get(name, "") for name in _arguments(spec.alone)))
             replaced.append(made)
         ops.append(made)
     values = {name: spec for name, spec in plan.values.items() if name not in names}

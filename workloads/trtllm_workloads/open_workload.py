@@ -56,7 +56,7 @@ def open_workload(
         workload = spec.build(path.parent, requests=requests, vocab_size=vocab_size, seed=seed, skip_bad_rows=skip_bad_rows)
         return _scaled(workload, time_scale)
     format_name, _ = reading.format_of(path, "dataset")
-    if format_name in ("nvidia", "text without lengths") or (not format_name and ".csv" not in path.suffixes[-2:]):
+    if format_name in (reading.DATASET, reading.TEXTS) or (not format_name and ".csv" not in path.suffixes[-2:]):
         workload, skipped = dataset.read(path, skip_bad_rows=skip_bad_rows)
         workload = replace(workload, skipped=skipped)
         workload = workload if requests is None else workload.head(requests)

@@ -25,11 +25,12 @@ from trtllm_dashboards.errors import NotWritten
 from trtllm_dashboards.html.comparison import compared
 from trtllm_dashboards.html.gates import gates
 from trtllm_dashboards.html.gpus import gpu_section
-from trtllm_dashboards.html.payload import HEADLINE, build, cells_in
+from trtllm_dashboards.html.payload import build, cells_in
 from trtllm_dashboards.html.profiles import Profile, cells_of, linked, profiles
 from trtllm_dashboards.points import newest
 from trtllm_dashboards.sources import Sources, load
 from trtllm_results.errors import WriteError
+from trtllm_results.metrics.registry import HEADLINE
 from trtllm_results.record.row import Row
 from trtllm_results.store.files import write_text
 from trtllm_results.store.selection import named_path

@@ -22,13 +22,12 @@ from trtllm_results.compare.published import beside, load
 from trtllm_results.compare.report import beside_records
 from trtllm_results.cost import listed_price
 from trtllm_results.errors import ResultsError
-from trtllm_results.metrics.registry import METRICS
+from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.model_sizes import canonical
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 PAYLOAD_VERSION = 2
-HEADLINE = "output_tokens_per_s"
 DOTS = (HEADLINE, "ttft_p50_ms", "tpot_p50_ms")
 """Figures whose single runs are listed in a cell's drill-down."""
 RUNS_KEPT = 40

@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     max_batch_size: int
     max_num_tokens: int
     max_seq_len: int
-    page_size: int = 32
+    page_size: int = Profile.page_size
     weights: str = "auto"
     seed: int = 0
 

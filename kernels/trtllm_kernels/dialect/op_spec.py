@@ -92,6 +92,10 @@ class OpSpec:
     the argument alone. The op itself is functional; whether the argument may be given up is for the memory planner to know."""
     by_row: str = ""
     """The op that is this one with `quantize_rows` of its first result in place of that."""
+    of_sum: str = ""
+    """The op that is this one of the sum of `x`, `residual` and `addend` in place of `x`, and whose second result is that sum."""
+    alone: str = ""
+    """What an op in which ranks exchange data is on one rank; "" also where that is its first argument as it is."""
     state: tuple[str, ...] = ()
     """Tensors that outlive a step and of which a call touches a part; `work` counts that part."""
     same_shape: tuple[str, ...] = ()

@@ -22,12 +22,15 @@ from trtllm_results.plausibility import Claim, Implausible, judge
 from trtllm_results.record.cell import OWN_TARGET, Cell
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
+from trtllm_results.store.layout import ROWS
 from trtllm_results.versions import newest
 
 ISL_TOLERANCE = 0.10
 HANDFUL = 256
 """Up to this many requests all run at once, so the figure is one of a fixed batch."""
 HALF = frozenset({"fp16", "bf16"})
+SLOWER = ("gate", "nvtx-overhead")
+"""Stores recorded on purpose with slower engines."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,16 @@ class Beside:
     @property
     def ratio(self) -> float:
         return self.ours_tokens_per_s / self.theirs.output_tokens_per_s
+
+
+def measured_on_gpus(root: Path) -> list[Path]:
+    """The folders in `results/recorded` with stores of one kind and number of GPUs: those that have ceilings."""
+    return sorted(path.parent for path in root.glob("*/ceilings.json"))
+
+
+def recorded_stores(folder: Path) -> list[Path]:
+    """The stores in such a folder whose engines were as fast as they could be."""
+    return [table.parent for table in sorted(folder.glob(f"*/{ROWS}")) if table.parent.name not in SLOWER]
 
 
 def recorded() -> Path | None:

@@ -24,11 +24,10 @@ from trtllm_results import stats
 from trtllm_results.errors import ResultsError
 from trtllm_results.gate.config import GateConfig
 from trtllm_results.gate.verdict import GateReport, Judged, combine, judge
-from trtllm_results.record.environment import Environment
+from trtllm_results.record.environment import MACHINE, Environment
 
 Arm = Literal["A", "B"]
 ORDERS: tuple[tuple[Arm, ...], ...] = (("A", "B", "B", "A"), ("B", "A", "A", "B"))
-MUST_MATCH = ("gpu", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig", "cpu", "cpu_count")
 SHOULD_MATCH = ("torch", "triton", "python")
 THERMAL = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 CLOCK_TOLERANCE = 0.02
@@ -159,7 +158,7 @@ def _geometric_mean(values: Sequence[Sequence[float]]) -> float:
 
 def refuse_if_different(environments: Sequence[Environment]) -> None:
     """Raises `ResultsError` when runs to compare were taken on different hardware, drivers or limits."""
-    for name in MUST_MATCH:
+    for name in MACHINE:
         seen = dict.fromkeys(str(getattr(environment, name)) for environment in environments)
         if len(seen) > 1:
             values = " and ".join(one or "none" for one in seen)

@@ -1,7 +1,9 @@
 """Every figure a row may carry: its unit, which way is better, and its one definition in words.
 
-`requests.py` computes them; the tables, plots, comparison and gate take units and direction from here. `docs/schema.md` is printed from
-this file.
+Figures of requests are computed by `requests.py`, those of accuracy by `quality.py`, of energy and cost by `trtllm_results/cost.py`; in
+`trtllm_bench`, those of power and clocks by `telemetry.py`, MFU and MBU by `roofline/costs.py`, those of steps and the cache by
+`targets/native_engine.py`. Tables, plots, comparison and gate take units and direction from here. `docs/schema.md` is printed from this
+file.
 """
 
 from __future__ import annotations

@@ -72,10 +72,10 @@ class Environment:
 
 ENVIRONMENT_FIELDS: Mapping[str, str] = {f.name: str(f.type) for f in fields(Environment)}
 """Each field's type, by name."""
-DECISIVE = (
-    *("gpu", "compute_capability", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig"),
-    *("cpu", "cpu_count", "python", "torch", "triton", "bench", "source_hash"),
-)
+MACHINE = ("gpu", "driver", "power_limit_w", "sm_clock_limit_mhz", "memory_clock_limit_mhz", "mig", "cpu", "cpu_count")
+"""What of a machine decides how fast it is."""
+DECISIVE = (*MACHINE, "compute_capability", "python", "torch", "triton", "bench", "source_hash")
+"""What is part of a cell's key."""
 assert set(DECISIVE) <= {f.name for f in fields(Environment)}
 
 THROTTLE_BITS: Mapping[int, str] = {

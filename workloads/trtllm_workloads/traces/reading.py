@@ -45,6 +45,10 @@ FORMATS: dict[str, Callable[[str], Format]] = {
 """Line-based formats by name; each is made from the file's first line. `sharegpt` (one JSON array) is read by `sharegpt.read_json`."""
 
 
+DATASET, TEXTS, UNANSWERED = "nvidia", "text without lengths", "prompts without answers"
+"""What `detect` also tells: lines that are a dataset as well, or that lack what a trace has."""
+
+
 def detect(first_line: str) -> str:
     """The format a file's first line belongs to, or '' for an unknown format."""
     line = first_line.strip().lstrip("\ufeff")
@@ -59,15 +63,15 @@ def detect(first_line: str) -> str:
         if {"conversations", "conversation"} & keys:
             return "sharegpt"
         if {"input_ids", "prompt", "text_input"} & keys and nvidia.LENGTHS & keys:
-            return "nvidia"
+            return DATASET
         if sharegpt.answered(row.get("messages")):
             return "sharegpt"
         if {"input_length", "output_length"} <= keys:
             return "qwen" if "chat_id" in keys else "mooncake"
         if "input_length" in keys:
-            return "prompts without answers"
+            return UNANSWERED
         if {"prompt", "text_input", "messages", "text", "texts", "turns"} & keys:
-            return "text without lengths"
+            return TEXTS
         return ""
     columns = {name.strip().strip('"').lower() for name in line.split(",")}
     if {"contexttokens", "generatedtokens"} <= columns:
@@ -105,11 +109,11 @@ def iter_trace(path: Path | str, *, format: str | None = None, skip_bad_rows: bo
             yield from sharegpt.read_json(path, skip_bad_rows)
             return
         row = f"{path}, {'row' if is_array else 'line'}"
-        if name == "text without lengths":
+        if name == TEXTS:
             raise WorkloadError(
                 f"{row} {number}: there is a text, but not how many tokens to answer it with; add output_tokens to each line"
             )
-        if name == "prompts without answers":
+        if name == UNANSWERED:
             raise WorkloadError(f"{row} {number}: there is an input_length, but no output_length; add one to each line")
         if name not in FORMATS:
             known = ", ".join([*FORMATS, "sharegpt"])

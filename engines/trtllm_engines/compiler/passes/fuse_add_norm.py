@@ -13,6 +13,7 @@ from torch import fx
 
 from trtllm_engines.compiler.graph import ModelGraph, call, item, op_name
 from trtllm_engines.compiler.pattern import Bindings, OpPattern, Rule, Var, rewrite
+from trtllm_kernels.dialect.ops import OP_SPECS
 
 
 def _fuse(graph: ModelGraph, matched: Bindings) -> None:
@@ -22,7 +23,7 @@ def _fuse(graph: ModelGraph, matched: Bindings) -> None:
     label = str(norm.meta["label"])
     with graph.fx.inserting_before(_first_user(graph, total)):
         moved = [graph.fx.get_attr(str(p.target)) if isinstance(p, fx.Node) and p.op == "get_attr" else p for p in parameters]
-        fused = call(graph.fx, f"add_{op_name(norm)}", matched["x"], matched["residual"], *moved, label=label)
+        fused = call(graph.fx, OP_SPECS[op_name(norm)].of_sum, matched["x"], matched["residual"], *moved, label=label)
         normed = item(graph.fx, fused, 0, label)
         carried = item(graph.fx, fused, 1, str(total.meta["label"]))
     norm.replace_all_uses_with(normed)
@@ -41,7 +42,8 @@ _ADDITIONS = {
 }
 RULES = tuple(
     Rule(f"{name} + {norm}", OpPattern(norm, (addition,)), _fuse)
-    for norm in ("rms_norm", "layer_norm")
+    for norm, spec in OP_SPECS.items()
+    if spec.of_sum
     for name, addition in _ADDITIONS.items()
 )
 

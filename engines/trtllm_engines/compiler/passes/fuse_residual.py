@@ -20,7 +20,8 @@ from trtllm_kernels.dialect.ops import OP_SPECS
 from trtllm_kernels.references import OPS
 
 _RESIDUAL = OP_SPECS["linear"].tensors.index("residual")
-_NORMS = {"add_rms_norm": "rms_norm", "add_layer_norm": "layer_norm"}
+_NORMS = {spec.of_sum: name for name, spec in OP_SPECS.items() if spec.of_sum}
+"""What each norm of a sum is without the addition."""
 
 
 def apply(graph: ModelGraph) -> None:

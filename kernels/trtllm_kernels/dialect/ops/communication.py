@@ -94,6 +94,7 @@ register(
         traits=frozenset({Trait.REDUCES}),
         examples=_fused_examples,
         kind="communication",
+        alone="add_rms_norm",
         state=("group",),
         same_shape=("x", "residual"),
     )
@@ -106,6 +107,7 @@ register(
         traits=frozenset({Trait.REDUCES}),
         examples=_added_examples,
         kind="communication",
+        alone="add",
         state=("group",),
         same_shape=("x", "residual"),
     )
@@ -139,6 +141,7 @@ register(
         work=gemm,
         examples=_sample_examples,
         kind="gemm",
+        alone="linear_sample",
         traits=frozenset({Trait.SAMPLES}),
         state=("argmax_scratch", "last_tokens", "token_ring", "group"),
     )

@@ -17,6 +17,7 @@ register(
         examples=lambda t: [((t.hidden, t.norm_weight, t.scale), (t.hidden_result,), _EPS)],
         traits=frozenset({Trait.LAYER, Trait.COLUMNWISE, Trait.NORM, Trait.ROWWISE}),
         by_row="rms_norm_quantize_rows",
+        of_sum="add_rms_norm",
     )
 )
 register(
@@ -27,6 +28,7 @@ register(
         examples=lambda t: [((t.hidden, t.norm_weight, t.norm_weight, t.scale), (t.hidden_result,), _EPS)],
         traits=frozenset({Trait.LAYER, Trait.ROWWISE}),
         by_row="layer_norm_quantize_rows",
+        of_sum="add_layer_norm",
     )
 )
 register(
