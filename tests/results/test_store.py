@@ -153,6 +153,9 @@ def test_truncated_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.parquet").write_bytes(b"")
     with pytest.raises(ResultsError, match=r"results\.parquet is empty; results\.json beside it has its rows"):
         Store(tmp_path).rows()
+    (tmp_path / "results.json").write_bytes(b"")
+    with pytest.raises(ResultsError, match=r"results\.parquet is empty; remove it, or restore it from a copy$"):
+        Store(tmp_path).rows()
 
 
 def test_a_lost_table_is_told_before_anything_replaces_what_is_left_of_it(tmp_path: Path) -> None:
@@ -499,6 +502,27 @@ def test_what_is_written_to_a_pipe_or_link_leaves_it_one(tmp_path: Path) -> None
     assert (tmp_path / "real.json").read_text() == "x"
     files.write_text(Path(os.devnull), "x")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_pipe_that_is_only_named_in_dev_is_written_to() -> None:
+    """/dev/stdout of a process in a pipe line leads to no path."""
+    reader, writer = os.pipe()
+    files.write_text(Path(f"/dev/fd/{writer}"), "x")
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        assert stream.read() == b"x"
+
+
+def test_a_file_in_a_folders_place_is_named_and_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for write in (lambda path: files.write_text(path, "x"), files.check_writable):
+        with pytest.raises(WriteError, match=r"cannot write .*/file/x: .*/file is a file, and a folder is needed there") as caught:
+            write(tmp_path / "file" / "x")
+        assert caught.value.exit_code == 3
+        with pytest.raises(WriteError, match="Is a directory") as caught:
+            write(tmp_path)
+        assert caught.value.exit_code == 3
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ footer then grows by 10 kB with each row, and a measurement made again could not
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,7 +135,9 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
 def _elsewhere(path: Path) -> str:
     """How to come by the rows of a store whose table is damaged: the same stand in the JSON file beside it."""
     copy = path.with_suffix(".json")
-    return f"; {copy.name} beside it has its rows: trtllm-bench results merge <new folder> {copy}" if copy.is_file() else ""
+    if not copy.is_file() or not copy.stat().st_size:
+        return ""
+    return f"; {copy.name} beside it has its rows: trtllm-bench results merge <new folder> {shlex.quote(str(copy))}"
 
 
 def _bounded(path: Path, file: Any, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
