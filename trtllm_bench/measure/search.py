@@ -111,6 +111,8 @@ def run(settings: Settings) -> Saturation:
             )
     finally:
         session.close()
+    if settings.report_json is not None:
+        write_json(report(settings, result), settings.report_json)
     prober.finish()
     if prober.failures:
         load, told = prober.failures[0]
@@ -118,8 +120,6 @@ def run(settings: Settings) -> Saturation:
         sentence(console, f"note: {runs} at {load:.4g} {settings.unit}: {told}", "yellow")
     console.print()
     sentence(console, answer(settings, result))
-    if settings.report_json is not None:
-        write_json(report(settings, result), settings.report_json)
     return result
 
 
