@@ -344,6 +344,17 @@ def test_a_store_that_cannot_be_made_is_refused_before_anything_is_measured(caps
     assert "cannot create the result store /dev/null" in err
 
 
+@pytest.mark.parametrize("command", [["throughput"], ["latency"], ["search", "--goodput", "e2e:5"]])
+def test_a_store_that_is_there_and_cannot_be_written_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    """As on a disk that is read-only. Nothing is said of what is kept, since nothing was measured."""
+    (tmp_path / "results.parquet").mkdir()
+    code, out, err = run(capsys, *command, "--target", "null", "--isl", 4, "--osl", 2, "--out", tmp_path)
+    assert (code, "good" in out or "tok/s" in out) == (3, False)
+    assert err == f"trtllm-bench: cannot write {tmp_path / 'results.parquet'}: Is a directory\n"
+
+
 def test_ceilings_that_cannot_be_kept_are_not_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,9 @@ def test_a_plot_that_is_stopped_names_the_figures_it_drew(
     assert f"stopped by Ctrl-C; 2 figures are in {tmp_path}; run the command again for the others" in capsys.readouterr().err
     assert main(["plot", "all", str(store), "--out", str(tmp_path / "f.zip"), "--format", "svg"]) == 130
     assert "; nothing new is kept" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["plot", "gpus", "--out", str(tmp_path / "file")]) == 3
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_plot_published_draws_what_was_recorded_where_no_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,14 +233,14 @@ def calibrate(
 @contextmanager
 def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool, warmup: int) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end, whatever ends it."""
+    from trtllm_bench.measure.place import open_store
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
-    from trtllm_results.store.table import Store
 
     kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
     try:
         with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
-            store = Store(out) if out is not None else None
+            store = open_store(out) if out is not None else None
             runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded, warmup))
             yield runner, first.name, second.name
     except Stopped as stop:

@@ -90,7 +90,7 @@ def command(
     def kept() -> str:
         what = "figure is" if written == 1 else "figures are"
         loose = not _is_bundle(out) and not _is_picture(out)
-        return f"{written} {what} in {out}; run the command again for the others" if written and loose else interrupts.NOTHING
+        return f"{written} {what} in {out}; run the command again for the others" if written and loose else ""
 
     with interrupts.keeping(kept), _folder(out) as folder:
         for name in chosen:

@@ -244,9 +244,9 @@ class _Prober:
             self._kept += 1
 
     def kept(self) -> str:
-        """What is kept of a search that ends early."""
+        """What is kept of a search that ends early; empty for nothing."""
         if self._store is None or not self._kept:
-            return interrupts.NOTHING
+            return ""
         runs = "1 run is" if self._kept == 1 else f"{self._kept} runs are"
         return f"{runs} kept in {self._store.place}; run the command again, with a --start near the limit"
 

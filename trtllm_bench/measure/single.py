@@ -83,7 +83,7 @@ def _keep_and_print(
 ) -> None:
     """Writes what was measured, then prints it: a pipe may be closed by then, or a terminal gone."""
     written: list[str] = []
-    with interrupts.keeping(lambda: f"the measurement is kept; {', '.join(written)}" if written else interrupts.NOTHING):
+    with interrupts.keeping(lambda: f"the measurement is kept; {', '.join(written)}" if written else ""):
         if store is not None:
             keep(store, row, measurement)
             written.append(f"results: {store.place}")
