@@ -323,6 +323,15 @@ def test_output_that_nobody_reads_ends_like_any_other_tool_and_says_what_is_kept
     )
 
 
+def test_doctor_says_that_results_cannot_go_into_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "runs"):
+        code, said, _ = run(capsys, "doctor", "--json", "--out", out)
+        disk = next(check for check in json.loads(said)["checks"] if check["what"] == "disk")
+        assert (code, disk["state"]) == (1, "stop")
+        assert "file is a file, and results go into a folder" in disk["found"]
+
+
 def test_a_path_below_the_home_folder_may_be_written_with_a_tilde(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
