@@ -94,7 +94,7 @@ def _prepare_streams() -> None:
 def _run(given: Sequence[str]) -> int:
     """The exit code of a command line that was not interrupted."""
     from trtllm_bench.app import app
-    from trtllm_bench.errors import INTERRUPTED, USAGE
+    from trtllm_bench.errors import CLOSED_PIPE, FAILURE, INTERRUPTED, USAGE
 
     debug = "--debug" in given
     try:
@@ -111,7 +111,14 @@ def _run(given: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _explain(error)
+        code = _explain(error)
+        return USAGE if code == FAILURE and hasattr(error, "no_verdict") else code
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        if interrupts.kept():
+            _say(f"nobody reads standard output any more; {interrupts.kept()}")
+        return CLOSED_PIPE
     if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0

@@ -126,18 +126,27 @@ def _with_numbers_checked(command: Any) -> Callable[..., Any]:
     return checked
 
 
-def _refuse_empty(param: Any) -> None:
+def _check_text(param: Any) -> None:
     """An empty text is no value, unless it is the default: as a path it would be the current folder, and it is what a script's unset
     variable leaves."""
     process: Callable[[Any, Any], Any] = param.process_value
+    path = (param.metavar or "").startswith("<path")
 
     def checked(context: Any, value: Any) -> Any:
         if (value == "" and param.default != "") or (isinstance(value, list | tuple) and "" in value):
             name = "/".join(param.opts) if param.param_type_name == "option" else param.metavar
             raise BenchError(f"{name} is empty; give a value, or leave it out")
-        return process(context, value)
+        taken = process(context, value)
+        return [_from_home(one, path) for one in taken] if isinstance(taken, list | tuple) else _from_home(taken, path)
 
     param.process_value = checked
+
+
+def _from_home(value: Any, path: bool) -> Any:
+    """`~/runs` below the user's home: of `--out=~/runs` a shell leaves that to the command, which else made a folder named ~ here."""
+    if str(value).startswith("~/") and (path or isinstance(value, Path)):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def _finished(command: Any, path: str) -> None:
@@ -151,7 +160,7 @@ def _finished(command: Any, path: str) -> None:
             param.metavar = (param.metavar or param.name.upper()).strip("[].")
         _name_type(param)
         if param.name not in TEXTS:
-            _refuse_empty(param)
+            _check_text(param)
     add_other_names(command, path)
     if command.callback is not None:
         command.callback = _with_numbers_checked(command)

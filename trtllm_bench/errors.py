@@ -4,14 +4,14 @@ One rule for the whole command line: 0 done, 1 tried and failed, 2 inconclusive 
 3 usage or bad input. Each package has one base class for errors a user can cause (`XError(ValueError)`); those carry one sentence and end
 in 3, unless the class says otherwise through an `exit_code` attribute. Everything else that is raised is either the machine's fault (disk,
 permissions, memory: 1, one sentence) or ours (1, one sentence that asks for `--debug`). A signal ends in 128 + its number
-(`interrupts.py`).
+(`interrupts.py`); so does output whose reader has gone (`| head`), which is no verdict of a gate's.
 """
 
 from __future__ import annotations
 
 import errno
 
-FAILURE, USAGE, INTERRUPTED = 1, 3, 130
+FAILURE, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 3, 130, 141
 
 
 class BenchError(ValueError):

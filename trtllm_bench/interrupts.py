@@ -87,7 +87,8 @@ def received() -> int:
 
 
 class keeping:
-    """While this lasts, `say` tells what would be kept if the work ended now, and how to go on; asked once, on the way out."""
+    """While this lasts, `say` tells what would be kept if the work ended now, and how to go on; empty for nothing. Asked once, on the way
+    out."""
 
     def __init__(self, say: Callable[[], str]) -> None:
         self._say = say

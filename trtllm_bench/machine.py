@@ -184,6 +184,8 @@ def _precisions(devices: list[dict[str, Any]]) -> Iterator[Check]:
 
 def _disk(folder: Path) -> Check:
     existing = next(path for path in (folder, *Path(os.path.realpath(folder)).parents) if path.exists())
+    if not existing.is_dir():
+        return Check("disk", "stop", f"{existing} is a file, and results go into a folder", "give another --out")
     if not os.access(existing, os.W_OK):
         return Check("disk", "stop", f"{existing} is not writable", "run elsewhere, or give --out")
     free = shutil.disk_usage(existing).free / 2**30

@@ -35,7 +35,9 @@ class WriteError(EngineError):
     """What was asked for is right, but the disk or the folder's permissions do not allow it; a path that cannot be is bad input."""
 
     def __init__(self, what: str, error: OSError, hint: str) -> None:
-        super().__init__(f"cannot write {what} ({error.strerror or error}); {hint}")
+        in_the_way = isinstance(error, FileExistsError) and error.filename  # the system says so of a file in a folder's place
+        reason = f"{error.filename} is a file, and a folder is needed there" if in_the_way else error.strerror or error
+        super().__init__(f"cannot write {what} ({reason}); {hint}")
         self.exit_code = 3 if error.errno in NO_PLACE else 1
 
 

@@ -70,6 +70,10 @@ def test_help_lists_every_command_once(capsys: pytest.CaptureFixture[str]) -> No
             "--margin mfu is given twice, as 1% and 2%",
         ),
         (["throughput", "--target", "null", "--arrivals", "gamma:5,rate=6"], "rate is given twice; give it once"),
+        (
+            ["prepare-dataset", "--lora-pick", "zipf", "random", "--num-requests", "2", "--isl", "2", "--osl", "2"],
+            "--lora-pick says how --num-loras are spread; give both",
+        ),
     ],
 )
 def test_usage_mistakes_end_in_3_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
@@ -298,10 +302,66 @@ with open(sys.argv[1], "w") as file:
     assert (tmp_path / "file").read_text() == "'' 3"
 
 
+def test_output_that_nobody_reads_ends_like_any_other_tool_and_says_what_is_kept(tmp_path: Path) -> None:
+    """`| head`: 128 + SIGPIPE. 1 is a verdict of the gate."""
+
+    def run_unread(*arguments: str) -> tuple[int, str]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "trtllm_bench", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+        os.close(writer)
+        return done.returncode, done.stderr
+
+    assert run_unread("prepare-dataset", "random", "--num-requests", "2", "--isl", "2", "--osl", "2") == (141, "")
+    grid = ["--target", "null", "--batch-size", "1", "--isl", "4", "--osl", "2", "--num-requests", "2"]
+    code, said = run_unread("sweep", *grid, "--out", "a b")
+    assert code == 141
+    assert said.endswith(
+        "nobody reads standard output any more; 0 finished measurements are kept; go on with: trtllm-bench sweep --resume --out 'a b'\n"
+    )
+
+
+def test_doctor_says_that_results_cannot_go_into_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "runs"):
+        code, said, _ = run(capsys, "doctor", "--json", "--out", out)
+        disk = next(check for check in json.loads(said)["checks"] if check["what"] == "disk")
+        assert (code, disk["state"]) == (1, "stop")
+        assert "file is a file, and results go into a folder" in disk["found"]
+
+
+def test_a_path_below_the_home_folder_may_be_written_with_a_tilde(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves that of `--out=~/a` and `base=~/a` alone."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    grid = ["--target", "null", "--batch-size", 1, "--isl", 4, "--osl", 2, "--num-requests", 2]
+    assert run(capsys, "sweep", *grid, "--out=~/a")[0] == 0
+    assert run(capsys, "throughput", *grid, "--out=~/b", "--report-json=~/b.json")[0] == 0
+    assert run(capsys, "results", "export", "base=~/a", "~/a.csv")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["a", "a.csv", "b", "b.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_a_store_that_cannot_be_made_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "throughput", "--target", "null", "--isl", 4, "--osl", 2, "--num-requests", 2, "--out", "/dev/null")
     assert (code, out) == (3, "")
     assert "cannot create the result store /dev/null" in err
+
+
+@pytest.mark.parametrize("command", [["throughput"], ["latency"], ["search", "--goodput", "e2e:5"]])
+def test_a_store_that_is_there_and_cannot_be_written_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    """As on a disk that is read-only. Nothing is said of what is kept, since nothing was measured."""
+    (tmp_path / "results.parquet").mkdir()
+    code, out, err = run(capsys, *command, "--target", "null", "--isl", 4, "--osl", 2, "--out", tmp_path)
+    assert (code, "good" in out or "tok/s" in out) == (3, False)
+    assert err == f"trtllm-bench: cannot write {tmp_path / 'results.parquet'}: Is a directory\n"
 
 
 def test_ceilings_that_cannot_be_kept_are_not_measured(
@@ -311,6 +371,13 @@ def test_ceilings_that_cannot_be_kept_are_not_measured(
     monkeypatch.setenv("TRTLLM_BENCH_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("trtllm_bench.roofline.ceilings.measure", lambda *_: pytest.fail("measured"))
     assert "cannot write" in run(capsys, "ceilings", "--device", "cpu")[2]
+
+
+def test_a_store_whose_utilisation_is_to_be_filled_in_is_looked_for_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own_cache: None
+) -> None:
+    monkeypatch.setattr("trtllm_bench.roofline.ceilings.measure", lambda *_: pytest.fail("measured"))
+    assert "no result store at nowhere" in refused(capsys, "ceilings", "--device", "cpu", "--again", "--apply", "nowhere")
 
 
 def test_a_folder_that_was_deleted_underneath_is_told(

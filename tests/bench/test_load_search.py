@@ -75,6 +75,69 @@ def test_a_load_far_too_high_is_not_served_to_its_end(tmp_path: Path) -> None:
     assert any("given up: too late to meet any limit" in warning for warning in first.warnings)
 
 
+def test_a_time_that_is_given_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 350/s a run of half a second fails, and of requests sent one at a time only 24 fit."""
+    flags = [*FAKE, "--goodput", "e2e:120", "--attainment", "0.95", "--duration", "0.5"]
+    assert main([*flags, "--start", "350", "--max-seconds", "4", "--out", str(tmp_path / "a")]) == 1
+    took = [row.figures["duration_s"] for row in Store(tmp_path / "a").rows()]
+    assert len(took) > 1
+    assert sum(took) < 4.1
+    assert "; --max-seconds 4 was over before one met them; give more, or a lower --start" in capsys.readouterr().out
+    assert main([*flags, "--start", "10", "--max-seconds", "20", "--out", str(tmp_path / "b")]) == 0
+    assert len(Store(tmp_path / "b").rows()) == 1
+    assert "; --max-seconds 20 was over before one missed them; give more, or a higher --start" in capsys.readouterr().out
+
+
+def test_a_time_that_is_given_holds_for_concurrency_too(tmp_path: Path) -> None:
+    flags = [
+        "--goodput",
+        "e2e:120",
+        "--by",
+        "concurrency",
+        "--start",
+        "2",
+        "--attainment",
+        "0.95",
+        "--max-seconds",
+        "12",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*FAKE, *flags]) == 0
+    took = [row.figures["duration_s"] for row in Store(tmp_path).rows()]
+    assert len(took) > 1
+    assert sum(took) < 12.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "cure"),
+    [
+        (["--start", "100"], "a --duration such as 0.33, so that"),
+        (["--start", "20", "--duration", "1"], "a higher --start, such as 528, so"),
+    ],
+)
+def test_a_time_in_which_no_run_fits_is_refused(flags: list[str], cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FAKE, "--goodput", "e2e:120", "--attainment", "0.95", "--max-seconds", "4", *flags]) == 3
+    said = capsys.readouterr().err
+    assert "--max-seconds is 4 and the first run takes " in said
+    assert cure in said
+
+
+def test_a_search_that_is_stopped_says_what_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trtllm_bench.measure.search._print_probe", stop)
+    flags = ["--goodput", "e2e:120", "--duration", "1", "--start", "50"]
+    assert main([*FAKE, *flags, "--out", str(tmp_path)]) == 130
+    assert f"stopped by Ctrl-C; 1 run is kept in {tmp_path}; run the command again" in capsys.readouterr().err
+    assert len(Store(tmp_path).rows()) == 1
+    assert main([*FAKE, *flags]) == 130
+    assert "; nothing new is kept; run the command again" in capsys.readouterr().err
+
+
 def test_how_long_a_good_request_may_take() -> None:
     assert longest_good_s({"ttft": 200, "tpot": 50}, 11) == pytest.approx(0.7)
     assert longest_good_s({"ttft": 200, "tpot": 50, "e2e": 500}, 11) == pytest.approx(0.5)

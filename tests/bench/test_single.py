@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,30 @@ def measure(path: Path, *arguments: object) -> dict[str, Any]:
     assert main([str(argument) for argument in (*arguments, *target)]) == 0
     report: dict[str, Any] = json.loads(path.read_text())
     return report
+
+
+@pytest.mark.parametrize("command", ["throughput", "latency"])
+def test_what_was_measured_is_written_before_it_is_printed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trtllm_bench.measure.single.print_report", full)
+    report, out = tmp_path / "r.json", tmp_path / "store"
+    flags = ["--target", "null", "--isl", "4", "--osl", "2", "--num-requests", "4", "--report-json", str(report), "--out", str(out)]
+    assert main([command, *flags]) == 1
+    assert f"; the measurement is kept; results: {out}, report: {report}" in capsys.readouterr().err
+    assert len(Store(out).rows()) == 1
+    assert json.loads(report.read_text())["request_info"]["num_requests"] == 4
+    assert main([command, *flags[:-4]]) == 1
+    assert "kept" not in capsys.readouterr().err
+
+
+def test_a_report_that_would_be_a_folder_is_refused_before_anything_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["throughput", "--target", "null", "--num-requests", "4", "--report-json", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert (said.out, "Is a directory" in said.err) == ("", True)
 
 
 def test_latency_reports_the_servers_truth_under_nvidias_names(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,6 +28,27 @@ def test_plot_all_draws_what_it_can_and_says_what_it_cannot(store: Path, tmp_pat
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
     assert drawn == {"throughput", "latency", "pareto", "percentiles", "precision", "roofline", "energy", "repeats", "gpus"}
     assert "scaling      not drawn: the scaling plot needs" in capsys.readouterr().out
+
+
+def test_a_plot_that_is_stopped_names_the_figures_it_drew(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trtllm_dashboards import plots
+
+    def stopped(kind: str, *given: Any, **named: Any) -> Any:
+        if kind == "pareto":
+            raise KeyboardInterrupt
+        return drawing(kind, *given, **named)
+
+    drawing = plots.render
+    monkeypatch.setattr(plots, "render", stopped)
+    assert main(["plot", "all", str(store), "--out", str(tmp_path), "--format", "svg"]) == 130
+    assert f"stopped by Ctrl-C; 2 figures are in {tmp_path}; run the command again for the others" in capsys.readouterr().err
+    assert main(["plot", "all", str(store), "--out", str(tmp_path / "f.zip"), "--format", "svg"]) == 130
+    assert "; nothing new is kept" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["plot", "gpus", "--out", str(tmp_path / "file")]) == 3
+    assert "kept" not in capsys.readouterr().err
 
 
 def test_plot_published_draws_what_was_recorded_where_no_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +94,12 @@ def test_dashboard_writes_one_file(store: Path, tmp_path: Path) -> None:
         (["plot", "throughput", "STORE", "--format", "bmp"], "cannot write figures as 'bmp'"),
         (["plot", "throughput", "STORE", "a=STORE", "a=STORE"], "two result sets are called 'a'"),
         (["dashboard"], "no results named"),
-        (["dashboard", "STORE", "--out", "STORE"], "cannot write"),
+        (["dashboard", "STORE", "--out", "STORE"], "what is written is HTML; give a name that ends in .html"),
+        (["dashboard", "STORE", "--out", "d.pdf"], "--out d.pdf: what is written is HTML; give a name that ends in .html"),
+        (["dashboard", "STORE", "--picture", "p.jpg"], "--picture p.jpg: what is written is PNG; give a name that ends in .png"),
+        (["dashboard", "STORE", "--serve", "--out", "d.html"], "--serve writes no page, so --out has no meaning there"),
+        (["dashboard", "STORE", "--serve", "--explain", "2"], "--serve writes no page, so --explain has no meaning there"),
+        (["dashboard", "STORE", "--port", "80"], "--port is where --serve serves the page; add --serve"),
         (["dashboard", "FOREIGN"], "not one of trtllm-bench"),
     ],
 )

@@ -184,6 +184,17 @@ def test_shares_of_perfect_scaling_do_not_lie_upon_each_other() -> None:
     assert shares == [["72%"], ["73%"], []], "throughput's; of the same load one of two; latency has none"
 
 
+def test_where_only_some_pairs_have_room_what_these_share_is_in_the_subtitle(
+    make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]
+) -> None:
+    shapes = tuple((128 * n, 128) for n in range(1, 26))
+    rows = make_rows(make_grid(models=("first", "second"), precisions=("bf16", "fp8"), shapes=shapes, batches=(8, 64)))
+    said = texts(figure("precision", Material({"": rows})))
+    assert "24 of " in said
+    assert "first" in said
+    assert "second" not in said
+
+
 def test_what_is_said_beside_a_bar_has_room(make_rows: Callable[..., list[Row]], make_grid: Callable[..., Any]) -> None:
     models = tuple(f"organisation/a-model-with-a-name-of-some-length-{n}" for n in (1, 2))
     rows = make_rows(make_grid(models=models, precisions=("bf16", "fp8"), shapes=((128, 128),), batches=(8, 64)), repeats=1)

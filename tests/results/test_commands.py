@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from trtllm_results.gate.runners import ArmCommand, CommandRunner, arm_command, 
 from trtllm_results.metrics.requests import RequestLog
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import Row, cell_key
 from trtllm_results.store.table import Store
 
 DATA = Path(__file__).parent / "data"
@@ -118,6 +120,42 @@ def test_an_import_of_our_own_tables_names_merge(capsys: pytest.CaptureFixture[s
         )
 
 
+def test_a_merge_of_a_damaged_stores_json_brings_its_side_tables_along(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As the sentence on the damaged table says, which can be pasted."""
+    a = store(tmp_path / "a store")
+    row = Store(a).rows()[0]
+    Store(a).record(row, {"requests": {"ttft_s": np.array([0.1])}})
+    (a / "results.parquet").write_bytes(b"PAR1")
+    code, _, error = run(capsys, "results", "ls", a)
+    assert code == 3
+    command = error.partition("trtllm-bench results merge")[2].replace("<new folder>", shlex.quote(str(tmp_path / "new")))
+    assert run(capsys, "results", "merge", *shlex.split(command))[0] == 0
+    assert len(Store(tmp_path / "new").rows()) == 8
+    assert Store(tmp_path / "new").read_side("requests", row) is not None
+
+
+def test_importing_again_with_another_set_corrects_the_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def imported(*settings: str) -> str:
+        given = [part for one in settings for part in ("--set", one)]
+        code, out, _ = run(capsys, "results", "import", tmp_path / "s", DATA / "vllm-serve.json", *given)
+        assert code == 0
+        return out
+
+    def cell() -> tuple[str, int, str]:
+        (row,) = Store(tmp_path / "s").rows()
+        assert row.key == cell_key(row.cell, row.environment)
+        assert row.figures["output_tokens_per_s_per_gpu"] * row.cell.tp == pytest.approx(row.figures["output_tokens_per_s"])
+        return row.cell.precision, row.cell.tp, row.environment.gpu
+
+    assert imported("precision=bf16", "gpu=NVIDIA H100").startswith("1 new of 1 rows")
+    assert "0 new of 1 rows" in (again := imported())
+    assert again.endswith("; 1 already there, unchanged\n")
+    assert cell() == ("bf16", 1, "NVIDIA H100"), "what was set before stays"
+    assert imported("precision=fp8", "tp=2").endswith("; 1 already there, now with precision=fp8, tp=2\n")
+    assert cell() == ("fp8", 2, "NVIDIA H100")
+    assert imported("precision=fp8").endswith("; 1 already there, unchanged\n")
+
+
 def test_import_then_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     files = [DATA / name for name in ("vllm-serve.json", "aiperf-0.13.0.json", "guidellm-0.8.1.json", "nvidia-throughput.json")]
     code, out, _ = run(capsys, "results", "import", tmp_path / "s", *files, "--set", "precision=fp8")
@@ -196,6 +234,19 @@ def test_compare_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "- here, llama-3.1-8b fp8 128/128: 4096 requests, up to 2048 running" in out
 
 
+def test_compare_writes_what_the_name_of_the_file_says(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    a, b = store(tmp_path / "a"), store(tmp_path / "b", 0.95)
+    for name in ("c.csv", "c.JSON", "c.md", "c.txt"):
+        assert run(capsys, "compare", a, b, "--sort", "-base_value", "--out", tmp_path / name)[0] == 0
+    assert pd.read_csv(tmp_path / "c.csv")["batch"].tolist() == [2048, 64]
+    assert [one["batch"] for one in json.loads((tmp_path / "c.JSON").read_text())["changes"]] == [2048, 64]
+    for name in ("c.md", "c.txt"):
+        lines = [line for line in (tmp_path / name).read_text().splitlines() if "| llama" in line]
+        assert ["b2048" in line for line in lines] == [True, False], "sorted as asked"
+    code, _, error = run(capsys, "compare", a, b, "--format", "csv", "--out", tmp_path / "c.json")
+    assert (code, "name different formats; leave --format out" in error) == (3, True)
+
+
 def test_what_a_gpu_cannot_do_is_told_in_every_list(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Also on which GPU a cell of a front was measured: fronts are per device."""
     mine = store(tmp_path / "a", scale=2.0, repeats=1)
@@ -239,6 +290,8 @@ def test_the_arms_of_a_gate_are_compared_as_any_split(capsys: pytest.CaptureFixt
         (("plot", "A", "--x", "batch", "--y", "cost_per_million_output_tokens_usd"), "needs a price"),
         (("compare", "A", "--pareto", "--accuracy"), "--accuracy and --pareto are tables of their own; give one of them"),
         (("results", "show", "A", "zzz"), "no cell of"),
+        (("results", "show", "A", "--definitions", "vllm", "--json"), "which knows no --json; leave one of them out"),
+        (("results", "show", "A", "--definitions", "vllm", "--gpu-price-per-hour", "2"), "which knows no --gpu-price-per-hour"),
         (("results", "export", "A", "x.doc"), "writes .csv"),
         (("results", "import", "new", "A/results.json"), "not a result file of"),
         (("results", "import", "new", "VLLM", "--set", "precision"), "FIELD=VALUE"),
@@ -285,6 +338,13 @@ def test_gate_check_accept_and_history(capsys: pytest.CaptureFixture[str], tmp_p
     assert (suite.get("tests"), suite.get("failures"), len(suite.findall("testcase/failure"))) == ("2", "2", 2)
     assert json.loads((tmp_path / "g.json").read_text())["verdict"] == "fail"
     assert (tmp_path / "summary.md").read_text() == (tmp_path / "g.md").read_text()
+    for name in ("j.xml", "g.json", "g.md", "summary.md"):
+        (tmp_path / name).unlink()
+    with monkeypatch.context() as full:
+        full.setattr("trtllm_bench.commands.gate._print", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        code, _, err = run(capsys, "gate", "check", slow, "--baseline", base, *files)
+    assert (code, "No space left on device" in err) == (3, True), "1 would be a verdict"
+    assert all((tmp_path / name).exists() for name in ("j.xml", "g.json", "g.md", "summary.md")), "written before anything is printed"
     single = store(tmp_path / "single", repeats=1)
     code, out, _ = run(capsys, "gate", "check", single, "--baseline", base)
     assert code == 2
@@ -474,7 +534,7 @@ def test_gate_run_end_to_end_on_a_revision(capsys: pytest.CaptureFixture[str], t
 def test_a_report_that_cannot_be_written_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = run(capsys, "gate", "run", "--a", "HEAD", "--b", "HEAD", "--junit", tmp_path / "file" / "g.xml")
-    assert (code, "A  " in err) == (1, False)
+    assert (code, "A  " in err) == (3, False), "1 would be the verdict fail"
     assert "cannot write" in err
     assert "g.xml" in err
 

@@ -144,6 +144,25 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         Store(tmp_path).append(row(2))
 
 
+def test_pyarrows_threads_hold_no_object_of_pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that still held one as the interpreter ended aborted the process, about once in 200."""
+    opened = []
+
+    class Noted(pq.ParquetFile):  # type: ignore[misc]
+        def __init__(self, source: object, **settings: object) -> None:
+            opened.append(type(source))
+            super().__init__(source, **settings)
+
+    monkeypatch.setattr(pq, "ParquetFile", Noted)
+    for name in ("plain", os.fsdecode(b"no \xff UTF-8")):
+        Store(tmp_path / name).record(row(), {"requests": {"ttft_s": np.array([0.1])}})
+        side = Store(tmp_path / name).read_side("requests", Store(tmp_path / name).rows()[0])
+        assert side is not None
+        assert side.to_pydict() == {"ttft_s": [0.1]}
+    assert opened
+    assert set(opened) == {pa.OSFile}
+
+
 def test_truncated_table_is_named(tmp_path: Path) -> None:
     Store(tmp_path).append(row())
     content = (tmp_path / "results.parquet").read_bytes()
@@ -152,6 +171,9 @@ def test_truncated_table_is_named(tmp_path: Path) -> None:
         Store(tmp_path).rows()
     (tmp_path / "results.parquet").write_bytes(b"")
     with pytest.raises(ResultsError, match=r"results\.parquet is empty; results\.json beside it has its rows"):
+        Store(tmp_path).rows()
+    (tmp_path / "results.json").write_bytes(b"")
+    with pytest.raises(ResultsError, match=r"results\.parquet is empty; remove it, or restore it from a copy$"):
         Store(tmp_path).rows()
 
 
@@ -499,6 +521,27 @@ def test_what_is_written_to_a_pipe_or_link_leaves_it_one(tmp_path: Path) -> None
     assert (tmp_path / "real.json").read_text() == "x"
     files.write_text(Path(os.devnull), "x")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_pipe_that_is_only_named_in_dev_is_written_to() -> None:
+    """/dev/stdout of a process in a pipe line leads to no path."""
+    reader, writer = os.pipe()
+    files.write_text(Path(f"/dev/fd/{writer}"), "x")
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        assert stream.read() == b"x"
+
+
+def test_a_file_in_a_folders_place_is_named_and_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for write in (lambda path: files.write_text(path, "x"), files.check_writable):
+        with pytest.raises(WriteError, match=r"cannot write .*/file/x: .*/file is a file, and a folder is needed there") as caught:
+            write(tmp_path / "file" / "x")
+        assert caught.value.exit_code == 3
+        with pytest.raises(WriteError, match="Is a directory") as caught:
+            write(tmp_path)
+        assert caught.value.exit_code == 3
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:

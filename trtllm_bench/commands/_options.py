@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,14 @@ MaxSeqLen = Annotated[int | None, option("max_seq_len", min=1)]
 SkipBadRows = Annotated[bool, option("skip_bad_rows")]
 Out = Annotated[str | None, typer.Option("--out", metavar="<path>", help="Also append the result to this store (or address, s3://...).")]
 ReportJson = Annotated[Path | None, typer.Option("--report-json", help="Write the report here, with NVIDIA's field names.")]
+
+
+def given(context: typer.Context, names: Sequence[str]) -> str:
+    """The first of these parameters that the command line gave, as it is written there; empty where it gave none."""
+    parameters = {one.name: one for one in context.command.params}
+    there = (one for one in names if getattr(context.get_parameter_source(one), "name", "") == "COMMANDLINE")
+    return next((parameters[one].opts[0] if parameters[one].param_type_name == "option" else one.upper() for one in there), "")
+
 
 Asked = Mapping[str, Any]
 """What the user gave, by the name of the knob; what was left out is not in it."""

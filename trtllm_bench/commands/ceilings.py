@@ -35,6 +35,7 @@ def command(
     from trtllm_bench.roofline.links import reduction_text
     from trtllm_results.record.environment import Environment
     from trtllm_results.store.files import check_writable
+    from trtllm_results.store.table import Store
 
     if file is not None:
         if apply is None:
@@ -47,6 +48,8 @@ def command(
         raise BenchError("a GPU was asked for (--device cuda) but none is usable here; use --device cpu, or see trtllm-bench doctor")
     if not 0.01 <= seconds <= 600:
         raise BenchError(f"--seconds is {seconds:g}; it must lie in [0.01, 600]")
+    if apply is not None:
+        Store(apply, create=False)  # before anything is measured for it
     environment = Environment.capture(use_gpu=device != "cpu" and has_gpu())
     measured = None if again else ceilings.cached(environment)
     fresh = measured is None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Strings = list[str] | None
 AIC = "AIC"
+ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json"}
+"""Of `--out`, and the format that each asks for."""
 HEADER = 12
 """Longer names of result sets head no column: they would widen it beyond its numbers."""
 
@@ -37,7 +39,9 @@ def command(
         bool, typer.Option("--pareto", help="Show each workload's front of throughput per GPU against per-user speed.")
     ] = False,
     gpu_price: GpuPrice = None,
-    output: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    form: Annotated[
+        str | None, typer.Option("--format", help="table, markdown, csv or json (default: as --out ends: .md, .csv, .json; else table).")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write there instead of the terminal.")] = None,
 ) -> None:
     """Compare result sets by cell, with change, interval and verdict.
@@ -50,8 +54,12 @@ def command(
     from trtllm_results.errors import ResultsError
     from trtllm_results.store import selection
 
+    of_ending = ENDINGS.get(out.suffix.lower(), "") if out is not None else ""
+    output = form or of_ending or "table"
     if output not in ("table", "markdown", "csv", "json"):
         raise ResultsError(f"--format {output}: choose table, markdown, csv or json")
+    if of_ending not in ("", output):
+        raise ResultsError(f"--format {output} and --out {out} name different formats; leave --format out")
     if against not in ("", "published"):
         raise ResultsError(f"--against {against}: only 'published' is known; name a second store to compare with it")
     tables = [flag for flag, asked in (("--against", against), ("--accuracy", accuracy), ("--pareto", pareto)) if asked]
@@ -112,12 +120,13 @@ def _compare(
     if output == "table" and out is None:
         _print(comparison, sort)
         return
+    rows = _sorted(compare_text.records(comparison), sort)
     if output == "json":
-        text = compare_text.to_json(comparison)
+        text = compare_text.to_json(comparison, rows)
     elif output == "csv":
-        text = compare_text.to_csv(_sorted(compare_text.records(comparison), sort))
+        text = compare_text.to_csv(rows)
     else:
-        text = compare_text.to_markdown(comparison)
+        text = compare_text.to_markdown(comparison, rows)
     _emit(text, out)
 
 

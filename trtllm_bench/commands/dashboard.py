@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtllm_bench import interrupts
+from trtllm_bench.commands import _options as options
 
 if TYPE_CHECKING:
     from trtllm_results.record.row import Row
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     results: Annotated[list[str] | None, typer.Argument(metavar="RESULTS...", help="Store folders or tables, PATH or NAME=PATH.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("dashboard.html"),
     where: Annotated[list[str] | None, typer.Option("--where", help="Filter such as precision=fp8 or batch>=64; repeatable.")] = None,
@@ -39,6 +41,13 @@ def command(
 
     if not results:
         raise DashboardError("no results named; give the folder a sweep wrote, such as: trtllm-bench dashboard runs/mine")
+    if serve and (idle := options.given(context, ("out", "picture", "explain"))):
+        raise DashboardError(f"--serve writes no page, so {idle} has no meaning there; leave one of them out")
+    if not serve and options.given(context, ("port",)):
+        raise DashboardError("--port is where --serve serves the page; add --serve, or leave it out")
+    for flag, path, endings in (("--out", out, (".html", ".htm")), ("--picture", picture, (".png",))):
+        if path is not None and path.suffix.lower() not in endings and (path.is_file() or path.is_dir() or not path.exists()):
+            raise DashboardError(f"{flag} {path}: what is written is {endings[0][1:].upper()}; give a name that ends in {endings[0]}")
     if serve:
         from trtllm_dashboards.html.serve import serve as serve_page
 

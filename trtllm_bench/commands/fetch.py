@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,4 +24,4 @@ def command(
 
     folder = fetch(name, out or cache_folder() / "models" / name)
     typer.echo(f"{folder}")
-    typer.echo(f'try: trtllm-bench generate --model {folder} "What is a GPU?"', err=True)
+    typer.echo(f'try: trtllm-bench generate --model {shlex.quote(str(folder))} "What is a GPU?"', err=True)

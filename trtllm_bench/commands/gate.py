@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +40,22 @@ KeepLoaded = Annotated[
 Flags = Annotated[list[str] | None, typer.Argument(metavar="[-- FLAGS]...", help="After --: flags of throughput, the same for both.")]
 
 
+def _judging(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose exit code is a verdict: whatever else goes wrong, a full disk or a fault of ours, must not end in that of `fail`."""
+
+    @functools.wraps(command)
+    def judging(*given: Any, **values: Any) -> None:
+        try:
+            command(*given, **values)
+        except Exception as error:
+            error.no_verdict = True  # type: ignore[attr-defined]
+            raise
+
+    return judging
+
+
 @app.command("run")
+@_judging
 def run(
     a: Annotated[str, typer.Option("--a", help="Reference: an engine folder, a git revision, or the folder of a checkout.")],
     b: Annotated[str, typer.Option("--b", help="Candidate: an engine folder, a git revision, or the folder of a checkout.")],
@@ -78,6 +94,7 @@ def run(
 
 
 @app.command("check")
+@_judging
 def check(
     candidate: Annotated[str, typer.Argument(help="Result store of the candidate, at least two repeats per cell.")],
     baseline: BaselineFile,
@@ -184,11 +201,15 @@ def calibrate(
     from trtllm_results.gate import calibrate as calibration
     from trtllm_results.gate.run import run_blocks
     from trtllm_results.metrics.registry import title
+    from trtllm_results.store.files import check_writable
 
     settings = _settings(config, margin)
+    check_writable(noise)
     with _runner(engine, engine, list(flags or []), out, keep_loaded, 1) as (runner, _, _):
         measured = run_blocks(runner, blocks, warmup=1, on_block=_progress)
     floors = calibration.noise_floor(measured, settings)
+    if noise is not None:
+        calibration.save(floors, noise)
     console = plain_console()
     lines = [
         {"figure": title(one.figure), "run": one.run_sd, "drift": one.drift_sd, "block": one.block_sd, "mean": one.mean}
@@ -206,21 +227,20 @@ def calibrate(
         console.print(f"{one.figure}: arithmetic mean of the blocks' ln(B/A) {one.mean:+.2%}", soft_wrap=True)
         console.print(f"{one.figure}: A against A would fail {one.false_fail_rate:.1%} and pass {one.pass_rate:.1%} of the time.")
     if noise is not None:
-        calibration.save(floors, noise)
         console.print(f"written: {noise}")
 
 
 @contextmanager
 def _runner(a: str, b: str, flags: list[str], out: Path | None, keep_loaded: bool, warmup: int) -> Iterator[tuple[Runner, str, str]]:
     """The runner of both arms and their names; unpacked revisions are removed at the end, whatever ends it."""
+    from trtllm_bench.measure.place import open_store
     from trtllm_results.gate.runners import CommandRunner, Stopped, arm_command, named_apart, stoppable
-    from trtllm_results.store.table import Store
 
     kept = f"the finished runs are in {out}" if out is not None else "nothing was kept (--out keeps every run)"
     try:
         with interrupts.keeping(lambda: kept), stoppable(), ExitStack() as cleanup:
             first, second = named_apart(arm_command(a, flags, cleanup), arm_command(b, flags, cleanup), a, b)
-            store = Store(out) if out is not None else None
+            store = open_store(out) if out is not None else None
             runner = cleanup.enter_context(CommandRunner(first, second, store, _report_run, keep_loaded, warmup))
             yield runner, first.name, second.name
     except Stopped as stop:
@@ -265,16 +285,15 @@ def _finish(report: GateReport, junit: Path | None, as_json: Path | None, markdo
     from trtllm_results.gate import report as gate_text
     from trtllm_results.store.files import write_text
 
-    _print(report)
     for path, text in ((junit, gate_text.to_junit), (as_json, gate_text.to_json), (markdown, gate_text.to_markdown)):
         if path is not None:
             write_text(path, text(report))
+    if github and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        with open(summary, "a", encoding="utf-8") as handle:
+            handle.write(gate_text.to_markdown(report))
+    _print(report)
     if github:
         typer.echo(gate_text.to_annotations(report), nl=False)
-        summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if summary:
-            with open(summary, "a") as handle:
-                handle.write(gate_text.to_markdown(report))
     raise typer.Exit(report.exit_code)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,9 +65,9 @@ def command(
         raise BenchError("--noise and --seconds must be above 0, and --margin between 0 and 0.5")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BenchError(f"--plot {plot}: the file must end in .png or .svg")
-    if against and (idle := _given(context, OF_A_MODEL)):
+    if against and (idle := options.given(context, OF_A_MODEL)):
         raise BenchError(f"{idle} is for the kernels of a model, and --against published has shapes of its own; leave one of them out")
-    if not against and (idle := _given(context, OF_PUBLISHED)):
+    if not against and (idle := options.given(context, OF_PUBLISHED)):
         raise BenchError(f"{idle} chooses among published shapes; add --against published, or leave it out")
     if against:
         _beside_published(ops, limit, page_size, noise, seconds, out, plot)
@@ -98,15 +98,18 @@ def command(
         lambda one: console.print(f"{one.key}: {one.cold.mean_us:,.2f} us", style="dim") if console.is_terminal else None,
         peers,
     )
-    outcome = Run(model, selection.precision, environment.device, tuple(results), " ".join(["trtllm-bench", *sys.argv[1:]]))
-    print_results(outcome, console, notes)
+    outcome = Run(model, selection.precision, environment.device, tuple(results), shlex.join(["trtllm-bench", *sys.argv[1:]]))
+    written = []
     if out is not None:
         outcome.save(out)
-        console.print(f"results: {out}", soft_wrap=True)
+        written.append(f"results: {out}")
     if plot is not None:
         from trtllm_bench.micro.results import draw
 
-        console.print(f"plot: {draw(outcome, plot)}", soft_wrap=True)
+        written.append(f"plot: {draw(outcome, plot)}")
+    print_results(outcome, console, notes)
+    for line in written:
+        console.print(line, soft_wrap=True)
     code = 0
     if earlier is not None:
         code = print_findings(judge(earlier, outcome, margin), console)
@@ -124,13 +127,6 @@ def _gpu() -> dict[str, Any]:
     if not devices:
         raise BenchError("kernels measures GPU kernels and no NVIDIA GPU is usable here; see trtllm-bench doctor")
     return devices[0]
-
-
-def _given(context: typer.Context, names: Sequence[str]) -> str:
-    """The first of these parameters that the command line gave, as it is written there."""
-    parameters = {one.name: one for one in context.command.params}
-    given = (one for one in names if getattr(context.get_parameter_source(one), "name", "") == "COMMANDLINE")
-    return next((parameters[one].opts[0] if one != "name" else "NAME" for one in given), "")
 
 
 MOST_SECONDS = 0.5
@@ -168,7 +164,7 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     done: list[published_ops.OpBeside] = []
 
     def outcome_of(rows: list[published_ops.OpBeside], wrong: list[str]) -> published_ops.OpRun:
-        command = " ".join(["trtllm-bench", *sys.argv[1:]])
+        command = shlex.join(["trtllm-bench", *sys.argv[1:]])
         told = (*published_ops.left_out(published), *notes)
         return published_ops.OpRun(environment.device, tuple(rows), command, environment.git_revision, wrong=tuple(wrong), notes=told)
 
@@ -182,13 +178,16 @@ def _beside_published(ops: str, limit: int, page_size: int, noise: float, second
     rule = rule_of(noise, min(seconds, MOST_SECONDS))
     rows, wrong = run(groups, published, arch, CuptiTimer(), rule, hardware, tell, page_size)
     outcome = outcome_of(rows, wrong)
-    print_beside(outcome, console)
+    written = []
     if record is not None:
         outcome.save(record)
-        console.print(f"results: {record}", soft_wrap=True)
+        written.append(f"results: {record}")
     if plot is not None:
         from trtllm_dashboards.plots.ops import write
 
-        console.print(f"plot: {write(outcome, plot)}", soft_wrap=True)
+        written.append(f"plot: {write(outcome, plot)}")
+    print_beside(outcome, console)
+    for line in written:
+        console.print(line, soft_wrap=True)
     if wrong:
         raise typer.Exit(FAILURE)

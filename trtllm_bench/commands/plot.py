@@ -9,6 +9,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
+from trtllm_bench import interrupts
 from trtllm_bench.commands._price import GpuPrice
 
 FORMATS = "png,svg"
@@ -85,7 +86,13 @@ def command(
             raise DashboardError(f"--format {formats} and --out {out} name different formats; leave --format out")
         drawn_as = [ending]
     written = 0
-    with _folder(out) as folder:
+
+    def kept() -> str:
+        what = "figure is" if written == 1 else "figures are"
+        loose = not _is_bundle(out) and not _is_picture(out)
+        return f"{written} {what} in {out}; run the command again for the others" if written and loose else ""
+
+    with interrupts.keeping(kept), _folder(out) as folder:
         for name in chosen:
             try:
                 paths = render(name, sets, folder, formats=drawn_as, requests=sources.requests, axes=fields, prices=prices)

@@ -47,6 +47,8 @@ def _options(
     lora: Annotated[int, typer.Option("--num-loras", min=0, help="Spread requests over this many LoRA ids.")] = 0,
     lora_pick: Annotated[str, typer.Option("--lora-pick", help="How: uniform, round-robin or zipf.")] = "uniform",
 ) -> None:
+    if not lora and flags.given(context, ("lora_pick",)):
+        raise BenchError("--lora-pick says how --num-loras are spread; give both")
     context.obj = {
         "output": None if stdout else output,
         "seed": seed,

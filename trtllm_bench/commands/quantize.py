@@ -3,6 +3,7 @@ layer by layer (`calibration.integers`). `build` reads either like any other."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -143,7 +144,7 @@ def _fp8(model: str, out: Path, precision: str, kv_dtype: str, text: Text) -> No
     console.print(
         f"\n{out}: {made.modules} products in fp8, {size:,.1f} MiB, written in {time.perf_counter() - began:.1f} s", soft_wrap=True
     )
-    console.print(f"build it: trtllm-bench build --model {out} --precision {precision}", soft_wrap=True)
+    console.print(f"build it: trtllm-bench build --model {shlex.quote(str(out))} --precision {precision}", soft_wrap=True)
 
 
 def _integers(model: str, out: Path, recipe: Recipe, text: Text) -> None:
@@ -176,7 +177,7 @@ def _integers(model: str, out: Path, recipe: Recipe, text: Text) -> None:
         f"by {made.method}; {made.nbytes / 2**20:,.1f} MiB, written in {seconds:.1f} s",
         soft_wrap=True,
     )
-    console.print(f"build it: trtllm-bench build --model {out} --precision {recipe.precision}", soft_wrap=True)
+    console.print(f"build it: trtllm-bench build --model {shlex.quote(str(out))} --precision {recipe.precision}", soft_wrap=True)
 
 
 def _error_table(made: Integers) -> Table:

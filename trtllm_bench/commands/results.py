@@ -122,6 +122,9 @@ def show_row(
     rows = [row for row in selection.load_set(store).rows if row.key.startswith(key)]
     if not rows:
         raise ResultsError(f"no cell of {store} has a key that starts with '{key}'; results ls lists them" if key else f"{store} is empty")
+    if definitions and (as_json or gpu_price):
+        idle = "--json" if as_json else "--gpu-price-per-hour"
+        raise ResultsError(f"--definitions prints a table of its own, which knows no {idle}; leave one of them out")
     if as_json:
         _echo_json(_flats(_priced(rows, price)))
         return
@@ -233,9 +236,9 @@ def export(
     if not rows:
         raise ResultsError(selection.none_passes(where or []))
     writers = {".xlsx": sheets.write_xlsx, ".csv": sheets.write_csv, ".json": write_json, ".parquet": write_parquet}
-    if out.suffix not in writers:
+    if (ending := out.suffix.lower()) not in writers:
         raise ResultsError(f"{out}: export writes .csv, .json, .parquet or .xlsx files")
-    writers[out.suffix](rows, out)
+    writers[ending](rows, out)
     typer.echo(f"{len(rows)} rows written to {out}")
 
 
@@ -392,5 +395,12 @@ def import_results(
     for path, rows in imported:
         present = target.rows()
         known = {row.row_id for row in present}
-        new = importers.as_repeats([row for row in rows if row.row_id not in known], present)
-        typer.echo(f"{extend(target, new)} new of {len(rows)} rows from {path} ({rows[0].extra.get('definitions', 'trtllm-bench')})")
+        changed = importers.corrected(present, rows, overrides)
+        others = [row for row in present if row.row_id not in {one.row_id for one in changed}]
+        changed = importers.as_repeats(changed, others)
+        new = importers.as_repeats([row for row in rows if row.row_id not in known], [*others, *changed])
+        target.append(*changed)
+        told = f"{extend(target, new)} new of {len(rows)} rows from {path} ({rows[0].extra.get('definitions', 'trtllm-bench')})"
+        there = sum(row.row_id in known for row in rows) - len(changed)
+        told += f"; {len(changed)} already there, now with {', '.join(settings or [])}" if changed else ""
+        typer.echo(told + (f"; {there} already there, unchanged" if there else ""))

@@ -27,7 +27,7 @@ def command(
         float | None,
         typer.Option(
             "--max-seconds",
-            help="Seconds of arrivals to spend, a bracket found in any case (default: 120 for a tolerance of 10%, 480 for 5%).",
+            help="Seconds for all runs: none is begun that would likely end later (default: what the tolerance takes, 2 min or more).",
         ),
     ] = None,
     start: Annotated[

@@ -57,6 +57,8 @@ class Run:
     """[counted] Whether each request met the SLO, in order of arrival; those of the ramp-up are left out."""
     arrivals_s: FloatArray
     """[sent] When each request arrived, those of the ramp-up first."""
+    took_s: float = math.nan
+    """Seconds until the last answer, warm-up and runs that were void included; NaN where only the arrivals are known."""
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,15 @@ class Probe:
     verdict: Verdict = "undecided"
     arrivals_s: list[FloatArray] = field(default_factory=list)
     """[sent] of each run, where they are known."""
+    took_s: float = 0.0
+    """Seconds of all runs, each to its last answer."""
 
     def add(self, run: Run | Good) -> None:
+        good, took_s = (run.good, run.took_s) if isinstance(run, Run) else (run, math.nan)
         if isinstance(run, Run):
             self.arrivals_s.append(run.arrivals_s)
-        self.runs.append(run.good if isinstance(run, Run) else run)
+        self.took_s += _arriving_s(good, self.load) if math.isnan(took_s) else took_s
+        self.runs.append(good)
 
     @property
     def share(self) -> float:
@@ -92,7 +96,9 @@ class Saturation:
     reached: bool = True
     """Whether the interval is as narrow as was asked."""
     needed_s: float | None = None
-    """Seconds of load, in all, that would likely have made it so; None where it is so, or where nobody knows."""
+    """Seconds, in all, that would likely have made it so; None where it is so, or where nobody knows."""
+    cut: bool = False
+    """Whether it ended because the next run did not fit in the time that was given."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,8 @@ class Search:
     burstiness: float = 1.0
     """Shape of the gamma gaps between arrivals."""
     budget_s: float | None = None
-    """Seconds of load after which no further run is begun; None: what the tolerance is worth. The bracket is found whatever it takes, and
-    half of this is left for what follows. Only a search by rate knows its seconds."""
+    """Seconds that all runs may take: after the first, none is begun that would likely end later. None: a search by rate spends what the
+    tolerance is worth; its bracket is found whatever that takes, and half of the time is left for what follows."""
 
     def __post_init__(self) -> None:
         for name in ("attainment", "confidence"):
@@ -128,9 +134,9 @@ class Search:
         return NormalDist().inv_cdf(1 - (1 - self.confidence) / (MAX_STEPS * self.repeats))
 
     @property
-    def seconds(self) -> float:
-        """Seconds of load that the tolerance is worth, or those given."""
-        return BUDGET_S * (BUDGET_TOLERANCE / self.tolerance) ** 2 if self.budget_s is None else self.budget_s
+    def worth_s(self) -> float:
+        """Seconds of load that the tolerance is worth."""
+        return BUDGET_S * (BUDGET_TOLERANCE / self.tolerance) ** 2
 
     def least_requests(self) -> int:
         """Fewest requests of a probe that could pass at all, were every one of them good."""
@@ -138,16 +144,21 @@ class Search:
 
 
 def find_saturation(
-    measure: Callable[[float], Run | Good], start: float, search: Search, watch: Callable[[Probe], None] | None = None
+    measure: Callable[[float], Run | Good],
+    start: float,
+    search: Search,
+    watch: Callable[[Probe], None] | None = None,
+    requests: Callable[[float], int] | None = None,
 ) -> Saturation:
     """Doubles or halves from `start` until the limit is bracketed, then measures beside it.
 
     `measure(load)` runs the load once and says which requests, in order of arrival, met the SLO, and when all arrived. `watch` sees each
-    probe as it ends.
+    probe as it ends. `requests(load)` says how many a run sends, the ramp-up included (default: as many as the run before).
     """
     probes: list[Probe] = []
     load: float | None = min(start, search.highest)
     limit: Limit | None = None
+    cut = False
     while load is not None and len(probes) < MAX_STEPS:
         probe = Probe(load)
         probes.append(probe)
@@ -155,17 +166,17 @@ def find_saturation(
             probe.add(measure(load))
             probe.verdict = verdict(probe, search)
             limit = fitted_limit(probes, search)
-            if probe.verdict != "undecided" or limit is not None or not _affords(probes, load, search):
+            if probe.verdict != "undecided" or limit is not None or not _affords(probes, load, search, requests):
                 break
         if watch is not None:
             watch(probe)
         load = _next(probes, limit, search)
-        if load is not None and not _affords(probes, load, search):
-            load = None
+        if load is not None and not _affords(probes, load, search, requests):
+            load, cut = None, True
     passed, failed = _answer(probes, limit)
     reached = not _open(passed, failed, search)
     needed_s = None if reached or limit is None else _needed(probes, passed, failed, search)
-    return Saturation(passed, failed, tuple(probes), search.confidence, reached, needed_s)
+    return Saturation(passed, failed, tuple(probes), search.confidence, reached, needed_s, cut)
 
 
 def verdict(probe: Probe, search: Search) -> Verdict:
@@ -184,14 +195,28 @@ def _answer(probes: list[Probe], limit: Limit | None) -> tuple[float, float]:
     return max(limit.low, below), min(limit.high, failed if failed > limit.estimate * math.exp(NEAR) else math.inf)
 
 
-def _affords(probes: list[Probe], load: float, search: Search) -> bool:
+def _affords(probes: list[Probe], load: float, search: Search, requests: Callable[[float], int] | None) -> bool:
     """Whether a run at `load` fits in the time."""
+    if search.budget_s is not None:
+        return sum(probe.took_s for probe in probes) + _likely_s(probes, load, search, requests) <= search.budget_s
     if search.whole or not load or not _straddled(probes, search)[0]:
         return True
     before, since = _spent(probes, search)
-    allowed = max(search.seconds - before, search.seconds / 2)
+    allowed = max(search.worth_s - before, search.worth_s / 2)
     coming = len(probes[-1].runs[-1]) / (1 - RAMP_UP) / min(load, probes[-1].load or load)
     return _runs_after(probes, search) < LEAST_AFTER or since + coming <= allowed
+
+
+def _likely_s(probes: list[Probe], load: float, search: Search, requests: Callable[[float], int] | None) -> float:
+    """Seconds that a run at `load` will likely take; 0 for requests sent one at a time, of which nothing is known before."""
+    if not load:
+        return 0.0
+    last = next(probe for probe in reversed(probes) if probe.load)
+    before = len(last.runs[-1]) / (1 - RAMP_UP)
+    coming, took_s = requests(load) if requests is not None else before, last.took_s / len(last.runs)
+    if search.whole:
+        return took_s * coming / before * max(1.0, last.load / load)  # more at a time are served no slower
+    return coming / load + max(0.0, took_s - _arriving_s(last.runs[-1], last.load))
 
 
 def _bracketed(probes: list[Probe], search: Search) -> int:
@@ -214,7 +239,8 @@ def _needed(probes: list[Probe], passed: float, failed: float, search: Search) -
     if not passed or math.isinf(failed):
         return None
     before, since = _spent(probes, search)
-    return before + since * (math.log(failed / passed) / math.log1p(search.tolerance)) ** 2
+    arriving = before + since * (math.log(failed / passed) / math.log1p(search.tolerance)) ** 2
+    return arriving * max(1.0, sum(probe.took_s for probe in probes) / (before + since))
 
 
 def _straddled(probes: list[Probe], search: Search) -> tuple[float, float]:
@@ -229,7 +255,12 @@ def _straddled(probes: list[Probe], search: Search) -> tuple[float, float]:
 
 
 def _seconds(probes: list[Probe]) -> float:
-    return sum(len(run) / (1 - RAMP_UP) / probe.load for probe in probes if probe.load for run in probe.runs)
+    return sum(_arriving_s(run, probe.load) for probe in probes for run in probe.runs)
+
+
+def _arriving_s(run: Good, load: float) -> float:
+    """Seconds in which the requests of a run arrive, of requests sent one at a time unknown and so 0."""
+    return len(run) / (1 - RAMP_UP) / load if load else 0.0
 
 
 def fitted_limit(probes: list[Probe], search: Search) -> Limit | None:

@@ -8,13 +8,20 @@ import time
 from pathlib import Path
 
 from trtllm_bench.errors import BenchError
+from trtllm_results.store.files import check_writable
+from trtllm_results.store.layout import ROWS
 from trtllm_results.store.remote import is_address
 from trtllm_results.store.table import MirroredStore, Store
 
 
 def open_store(out: str | os.PathLike[str]) -> Store:
-    """The store `out`; of an address (`s3://bucket/set`) a new folder `runs/<time>` that is copied there as it grows."""
-    return MirroredStore(by_time(), os.fspath(out)) if is_address(out) else Store(out)
+    """The store `out`; of an address (`s3://bucket/set`) a new folder `runs/<time>` that is copied there as it grows.
+
+    Raises `ResultsError` and `WriteError`, before anything is measured, for one that cannot be made or written.
+    """
+    store = MirroredStore(by_time(), os.fspath(out)) if is_address(out) else Store(out)
+    check_writable(store.path / ROWS)
+    return store
 
 
 def by_time() -> Path:

@@ -13,6 +13,7 @@ the limits by far.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from trtllm_bench import interrupts
 from trtllm_bench.errors import BenchError, RunFailure
 from trtllm_bench.load.control_variate import Run
 from trtllm_bench.load.saturation import MAX_STEPS, RAMP_UP, Probe, Saturation, Search, find_saturation, verdict
@@ -28,12 +30,13 @@ from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import check_server_flags, misfit, sized, with_model
 from trtllm_bench.measure.report import check_report, write_json
 from trtllm_bench.measure.rows import RowMaker, cell_of, keep
-from trtllm_bench.measure.session import Measurement, Session, TooLateError, open_session
+from trtllm_bench.measure.session import Measurement, Session, TooLateError, open_session, took_s
 from trtllm_bench.measure.workload import notes_of, workload_of
 from trtllm_bench.spec.measurement import MeasurementSpec
 from trtllm_bench.targets.registry import target_kind
 from trtllm_dashboards.tables import plain_console, sentence
 from trtllm_results.metrics.requests import goodput_mask
+from trtllm_results.record.row import Row
 from trtllm_workloads.request import Workload
 
 VOID_RUNS = 3
@@ -79,6 +82,7 @@ def run(settings: Settings) -> Saturation:
     """Searches, prints each probe and the answer. Raises the components' errors."""
     console = plain_console()
     check_report(settings.report_json)
+    _check_time(settings)
     check_server_flags(settings.spec)
     spec = with_model(settings.spec)
     target_kind(spec.target).check(spec)
@@ -97,9 +101,18 @@ def run(settings: Settings) -> Saturation:
         limits = ", ".join(f"{name} {limit:g} ms" for name, limit in spec.load.slo_ms.items())
         least = _requests(settings, 0)
         console.print(f"{limits} for {settings.search.attainment:.0%} of requests, at least {least:,} a run; {settings.unit}:")
-        result = find_saturation(prober.measure, settings.start, settings.search, lambda probe: _print_probe(console, settings, probe))
+        with interrupts.keeping(prober.kept):
+            result = find_saturation(
+                prober.measure,
+                settings.start,
+                settings.search,
+                lambda probe: _print_probe(console, settings, probe),
+                lambda load: _requests(settings, load),
+            )
     finally:
         session.close()
+    if settings.report_json is not None:
+        write_json(report(settings, result), settings.report_json)
     prober.finish()
     if prober.failures:
         load, told = prober.failures[0]
@@ -107,9 +120,26 @@ def run(settings: Settings) -> Saturation:
         sentence(console, f"note: {runs} at {load:.4g} {settings.unit}: {told}", "yellow")
     console.print()
     sentence(console, answer(settings, result))
-    if settings.report_json is not None:
-        write_json(report(settings, result), settings.report_json)
     return result
+
+
+def _check_time(settings: Settings) -> None:
+    """Raises `BenchError` where not even the first run of a search by rate fits in its time."""
+    budget_s, load = settings.search.budget_s, settings.start
+    requests = _requests(settings, load)
+    if budget_s is None or not settings.by_rate or requests / load <= budget_s:
+        return
+    least = requests_to_decide(settings.search)
+    shorter = load * settings.duration_s > least
+    cure = (
+        f"a --duration such as {budget_s / USUAL_RUNS:.2g}"
+        if shorter
+        else f"a higher --start, such as {math.ceil(least * USUAL_RUNS / budget_s)}"
+    )
+    raise BenchError(
+        f"--max-seconds is {budget_s:g} and the first run takes {requests / load:.3g} s ({requests:,} requests at {load:.4g} requests/s); "
+        f"give more seconds, or {cure}, so that several runs fit"
+    )
 
 
 def longest_good_s(slo_ms: Mapping[str, float], output_tokens: int) -> float:
@@ -144,20 +174,30 @@ class _Prober:
 
     def __init__(self, settings: Settings, session: Session) -> None:
         self._settings, self._session, self._identity = settings, session, session.identity()
-        self._runs = 0
+        self._runs = self._kept = 0
+        self._took_s = 0.0
+        """All runs so far, each with its warm-up and to its last answer. The driver's clock counts too, as that of a test runs ahead."""
         self.failures: list[tuple[float, str]] = []
         """(load, how many requests failed and why) of each run that had any."""
         self._rows = RowMaker.here(settings.spec)
         self._store = open_store(settings.out) if settings.out is not None else None
 
     def measure(self, load: float) -> Run:
-        """A run that counts. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
-        if not load and _requests(self._settings, load) > FEW:
-            few = Probe(load)
-            few.add(first := self._counting(load, FEW))
-            if verdict(few, self._settings.search) == "fail":
-                return first
-        return self._counting(load, None)
+        """A run that counts, and how long it and those that were void took. Raises `RunFailure` when `VOID_RUNS` in a row were void."""
+        before_s = self._took_s
+        run = self._first_few_or_all(load)
+        return replace(run, took_s=self._took_s - before_s)
+
+    def _first_few_or_all(self, load: float) -> Run:
+        """A run at `load`; of requests sent one at a time only the first few, where these decide or all would not fit in the time."""
+        needed = _requests(self._settings, load)
+        if load or needed <= FEW:
+            return self._counting(load, None)
+        few, before_s = Probe(load), self._took_s
+        few.add(first := self._counting(load, FEW))
+        all_s = (self._took_s - before_s) / FEW * needed
+        fits = self._took_s + all_s <= (self._settings.search.budget_s or math.inf)
+        return self._counting(load, None) if fits and verdict(few, self._settings.search) != "fail" else first
 
     def _counting(self, load: float, requests: int | None) -> Run:
         void = ""
@@ -186,16 +226,29 @@ class _Prober:
                 "give a longer one, a workload .toml that makes as many as asked, a shorter --duration, or a lower --attainment"
             )
         cell = cell_of(spec, self._identity, workload)
+        began_s = time.perf_counter()
         try:
             measurement = self._session.measure(workload, spec, lambda done: None)
         except TooLateError as error:
-            if self._store is not None:
-                keep(self._store, self._rows.failed(spec, cell, 0, error), None)
+            self._took_s += max(error.took_s, time.perf_counter() - began_s)
+            self._keep(self._rows.failed(spec, cell, 0, error), None)
             return None, workload
+        self._took_s += max(took_s(measurement.log), time.perf_counter() - began_s)
         self.failures += [(load, told) for told in measurement.failures]
-        if self._store is not None:
-            keep(self._store, self._rows.measured(spec, cell, 0, measurement), measurement)
+        self._keep(self._rows.measured(spec, cell, 0, measurement), measurement)
         return measurement, workload
+
+    def _keep(self, row: Row, measurement: Measurement | None) -> None:
+        if self._store is not None:
+            keep(self._store, row, measurement)
+            self._kept += 1
+
+    def kept(self) -> str:
+        """What is kept of a search that ends early; empty for nothing."""
+        if self._store is None or not self._kept:
+            return ""
+        runs = "1 run is" if self._kept == 1 else f"{self._kept} runs are"
+        return f"{runs} kept in {self._store.place}; run the command again, with a --start near the limit"
 
     def finish(self) -> None:
         if self._store is not None:
@@ -220,13 +273,16 @@ def answer(settings: Settings, result: Saturation) -> str:
     """The result as a sentence."""
     what = "request rate" if settings.by_rate else "concurrency"
     sure = f"with {result.confidence:.0%} confidence"
+    spent = f"; --max-seconds {settings.search.budget_s:g} was over before" if result.cut and settings.search.budget_s is not None else ""
     if result.failed == 0:
         return f"no {what} meets these limits: requests sent one at a time miss them, {sure}"
     if result.passed == 0:
         lowest = min(probe.load for probe in result.probes if probe.load)
-        return f"no {what} tried meets these limits; the lowest tried was {lowest:.4g} {settings.unit}"
+        sooner = spent and f"{spent} one met them; give more, or a lower --start"
+        return f"no {what} tried meets these limits; the lowest tried was {lowest:.4g} {settings.unit}{sooner}"
     if math.isinf(result.failed):
-        return f"every {what} tried meets these limits, up to {result.passed:.4g} {settings.unit}"
+        sooner = spent and f"{spent} one missed them; give more, or a higher --start"
+        return f"every {what} tried meets these limits, up to {result.passed:.4g} {settings.unit}{sooner}"
     between = f"the highest {what} that meets these limits lies between {result.passed:.4g} and {result.failed:.4g} {settings.unit}, {sure}"
     if result.reached:
         return between
@@ -237,7 +293,7 @@ def answer(settings: Settings, result: Saturation) -> str:
 def _more(settings: Settings, result: Saturation) -> str:
     """What would narrow it."""
     if not settings.by_rate:
-        return "; give more --repeats"
+        return "; give more --max-seconds" if result.cut else "; give more --repeats"
     if result.needed_s is None:
         return "; give --max-seconds more, or runs a longer --duration"
     seconds = math.ceil(float(f"{result.needed_s:.2g}") / 10) * 10

@@ -36,7 +36,16 @@ WARMUP_TOKENS = 16
 
 
 class TooLateError(RunFailure):
-    """Not one request of a run ended in time to meet its limits."""
+    """Not one request of a run, which took `took_s`, ended in time to meet its limits."""
+
+    def __init__(self, message: str, took_s: float) -> None:
+        super().__init__(message)
+        self.took_s = took_s
+
+
+def took_s(log: RequestLog) -> float:
+    """Seconds from the start of a driven run until its last request had ended or was given up."""
+    return float(np.nanmax(log.columns["closed_s"]) - np.nanmin(log.columns["start_s"]))
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class TargetSession:
                 "send more, or leave out less"
             )
         if not log.ok.any() and all(reason == TOO_LATE for _, reason in result.failures):
-            raise TooLateError(f"every request was {TOO_LATE}")
+            raise TooLateError(f"every request was {TOO_LATE}", took_s(log))
         if not log.ok.any():
             raise RunFailure(f"every request failed: {commonest_failures(result)}")
         judged = verdict(result, open_loop, load.max_lag_ms, workload.shares_prefixes)

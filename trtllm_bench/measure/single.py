@@ -6,12 +6,14 @@ So is measuring again and again with the engine kept loaded (`follow`), which `g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from trtllm_bench import interrupts
 from trtllm_bench.measure.place import open_store
 from trtllm_bench.measure.prepare import prepare
 from trtllm_bench.measure.report import check_report, nvidia_report, print_report, write_json
@@ -22,6 +24,7 @@ from trtllm_bench.spec.measurement import EngineSpec, MeasurementSpec
 from trtllm_bench.targets.registry import is_own
 from trtllm_dashboards.tables import plain_console, sentence
 from trtllm_results.record.row import Row
+from trtllm_results.store.table import Store
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,39 @@ def _measured(single: Single, reports: Iterable[Path | None], console: Console) 
         for report in reports:
             measurement = session.measure(workload, spec, _counter(console, len(workload)))
             row = RowMaker.here(spec).measured(spec, cell, 0, measurement)
-            print_report(row, console)
-            if measurement.no_telemetry:
-                console.print()
-                sentence(console, measurement.no_telemetry, "dim")
-            _write(single, report, row, measurement, identity.engine or spec.engine, console)
-            if store is not None:
-                keep(store, row, measurement)
-                store.finish()
-                console.print(f"results: {store.place}", soft_wrap=True)
+            contents = None if report is None else _report(single, row, measurement, identity.engine or spec.engine)
+            _keep_and_print(row, measurement, store, report, contents, console)
             yield report, row
     finally:
         session.close()
 
 
-def _write(single: Single, report: Path | None, row: Row, measurement: Measurement, engine: EngineSpec, console: Console) -> None:
-    if report is not None:
-        known = {**asdict(engine), "model_path": engine.model}
-        known["engine_dir"] = str(engine.engine_dir) if engine.engine_dir is not None else None
-        write_json(nvidia_report(row, measurement.log, known, single.streaming), report)
-        console.print(f"\nreport: {report}", soft_wrap=True)
+def _keep_and_print(
+    row: Row, measurement: Measurement, store: Store | None, report: Path | None, contents: Mapping[str, Any] | None, console: Console
+) -> None:
+    """Writes what was measured, then prints it: a pipe may be closed by then, or a terminal gone."""
+    written: list[str] = []
+    with interrupts.keeping(lambda: f"the measurement is kept; {', '.join(written)}" if written else ""):
+        if store is not None:
+            keep(store, row, measurement)
+            written.append(f"results: {store.place}")
+        if report is not None and contents is not None:
+            write_json(contents, report)
+            written.append(f"report: {report}")
+        print_report(row, console)
+        if measurement.no_telemetry:
+            console.print()
+            sentence(console, measurement.no_telemetry, "dim")
+        for line in ["", *written] if written else []:
+            console.print(line, soft_wrap=True)
+    if store is not None:
+        store.finish()
+
+
+def _report(single: Single, row: Row, measurement: Measurement, engine: EngineSpec) -> Mapping[str, Any]:
+    known = {**asdict(engine), "model_path": engine.model}
+    known["engine_dir"] = str(engine.engine_dir) if engine.engine_dir is not None else None
+    return nvidia_report(row, measurement.log, known, single.streaming)
 
 
 def _counter(console: Console, total: int) -> OnRequests:

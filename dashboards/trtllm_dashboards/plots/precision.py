@@ -45,7 +45,9 @@ def draw(material: Material) -> Figure:
     bases = list(dict.fromkeys(pair.base.cell.precision for pair in found_pairs))
     if not found_pairs:
         raise DashboardError(f"no case was measured both in one of {', '.join(BASES)} and in another precision")
-    sheet = style.Sheet(f"Speed-up over {' or '.join(bases)}, output throughput", style.subtitle([p.point for p in found_pairs], *HIDDEN))
+    sheet = style.Sheet(
+        f"Speed-up over {' or '.join(bases)}, output throughput", style.subtitle([p.point for p in found_pairs[:MOST]], *HIDDEN)
+    )
     if len(found_pairs) > MOST:
         sheet.notes.append(f"{MOST} of {len(found_pairs)} pairs shown; narrow with --where.")
     shown = found_pairs[:MOST]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -219,7 +220,7 @@ class FolderWeights(ABC):
             return stored
         raise EngineError(
             f"{self.folder} has no activation scale {name}, which an fp8 engine needs; "
-            f"calibrate first: trtllm-bench quantize {self.folder} --out FOLDER"
+            f"calibrate first: trtllm-bench quantize {shlex.quote(str(self.folder))} --out FOLDER"
         )
 
     def _stored_scale(self, *spellings: str) -> float | None:

@@ -93,11 +93,12 @@ def beside_records(comparisons: Sequence[Beside]) -> list[dict[str, Any]]:
     ]
 
 
-def to_json(comparison: Comparison) -> str:
+def to_json(comparison: Comparison, rows: Sequence[dict[str, Any]] | None = None) -> str:
+    """The comparison. `rows`: its `records` in another order."""
     content = {
         "sets": comparison.sets,
         "means": MEANS,
-        "changes": records(comparison),
+        "changes": records(comparison) if rows is None else rows,
         "left_out": comparison.left_out,
         "notes": [*comparison.notes, *explanations(comparison)],
     }
@@ -128,10 +129,10 @@ def in_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """A table a pull request can hold."""
+def to_markdown(comparison: Comparison, rows: Sequence[dict[str, Any]] | None = None) -> str:
+    """A table a pull request can hold. `rows`: the comparison's `records` in another order."""
     lines = ["| cell | figure | base | other | change | 95% interval | verdict |", "|---|---|--:|--:|--:|---|---|"]
-    for one in records(comparison):
+    for one in records(comparison) if rows is None else rows:
         figure = f"{one['figure']} ({one['unit']})" if one["unit"] else one["figure"]
         lines.append(
             f"| {in_cell(one['label'])} | {figure} | {brief(one['base_value'])} | {brief(one['other_value'])} | {percent(one['change'])} "

@@ -34,7 +34,7 @@ from trtllm_results.metrics.registry import METRICS
 from trtllm_results.record.environment import Environment
 from trtllm_results.record.row import Row
 from trtllm_results.store.document import as_kind, read_document
-from trtllm_results.store.files import write_text
+from trtllm_results.store.files import write_text, writing
 from trtllm_results.versions import newest, varied_in
 
 BASELINE_VERSION = 1
@@ -147,8 +147,9 @@ def accept_into(path: Path, rows: Sequence[Row], note: str, same_state: bool = F
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the folder of `path` locked. The folder and not a file beside it: nothing is left over, and `replace` moves no lock away."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -153,6 +153,18 @@ def _unknown(path: Path, content: Any) -> str:
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"
 
 
+def corrected(present: Iterable[Row], imported: Iterable[Row], overrides: Mapping[str, str]) -> list[Row]:
+    """Those of the rows `present` that were `imported` before and that `overrides` change, as these have them; what was set before and is
+    not in `overrides` stays."""
+    ids = {row.row_id for row in imported}
+    changed = []
+    for row in present:
+        if row.row_id in ids:
+            new = _override(row, overrides, Path(str(row.extra.get("imported_from", ""))))
+            changed += [new] if (new.cell, new.environment) != (row.cell, row.environment) else []
+    return changed
+
+
 def _override(row: Row, overrides: Mapping[str, str], path: Path) -> Row:
     cell, environment = row.cell, row.environment
     for name, text in overrides.items():

@@ -34,12 +34,12 @@ def atomically(target: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises `WriteError` where the disk or the folder does not take it.
     """
     with writing(target):
-        target = Path(os.path.realpath(target))
-        target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             with open_stream(target) as handle:
                 write(handle)
             return
+        target = Path(os.path.realpath(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
         try:
             with open(temporary, "wb") as handle:
@@ -69,10 +69,12 @@ def write_text(target: Path, text: str) -> None:
 def check_writable(*targets: Path | None) -> None:
     """Before long work whose result goes there: raises `WriteError` for a file that `atomically` could not write now."""
     for target in targets:
-        if target is None or (target.exists() and not target.is_file()):
+        if target is None or (target.exists() and not target.is_file() and not target.is_dir()):
             continue
         with writing(target):
             place = Path(os.path.realpath(target))
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
             place.parent.mkdir(parents=True, exist_ok=True)
             trial = place.with_name(f".{place.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
             try:
@@ -89,8 +91,10 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = HINTS.get(error.errno or 0, "")
-        code = 3 if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG) else 1
-        raise WriteError(target, f"{error.strerror or error}{hint}", code) from error
+        in_the_way = isinstance(error, FileExistsError)
+        what = f"{error.filename} is a file, and a folder is needed there" if in_the_way else error.strerror or error
+        code = 3 if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG) else 1
+        raise WriteError(target, f"{what}{hint}", code) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,10 +12,12 @@ footer then grows by 10 kB with each row, and a measurement made again could not
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trtllm_results.errors import ResultsError
 from trtllm_results.record.flat import REQUIRED
@@ -113,11 +115,11 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
         raise ResultsError(f"{path} is empty{elsewhere}")
     check_regular(path)
     try:
-        handle = path.open("rb")  # pyarrow takes no path whose bytes are no UTF-8
+        handle = path.open("rb")
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
     try:
-        with handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
+        with handle, _native(path, handle) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             names = set(schema.names)
             if not side:
@@ -131,10 +133,25 @@ def read_table(path: Path, columns: list[str] | None = None, side: bool = False)
         raise ResultsError(f"{path} is not a readable Parquet file (damaged or not Parquet){_elsewhere(path)}") from error
 
 
+def _native(path: Path, handle: BinaryIO) -> pa.NativeFile:
+    """The file for pyarrow's own threads. They must hold no object of Python's: where one was still at it as the interpreter ended, it
+    aborted the process after all work was done."""
+    import pyarrow as pa
+
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # pyarrow takes no path whose bytes are no UTF-8
+        name = f"/dev/fd/{handle.fileno()}"
+    return pa.OSFile(name)
+
+
 def _elsewhere(path: Path) -> str:
     """How to come by the rows of a store whose table is damaged: the same stand in the JSON file beside it."""
     copy = path.with_suffix(".json")
-    return f"; {copy.name} beside it has its rows: trtllm-bench results merge <new folder> {copy}" if copy.is_file() else ""
+    if not copy.is_file() or not copy.stat().st_size:
+        return ""
+    return f"; {copy.name} beside it has its rows: trtllm-bench results merge <new folder> {shlex.quote(str(copy))}"
 
 
 def _bounded(path: Path, file: Any, columns: list[str] | None) -> Iterator[pa.RecordBatch]:

@@ -106,7 +106,7 @@ def named_path(spec: str) -> tuple[str, Path]:
     """Name and path of a result set, `PATH` or `NAME=PATH`. What exists is a path as it stands, whatever signs it holds."""
     name, equals, path = spec.partition("=")
     if equals and not os.path.exists(spec):
-        return name, Path(path)
+        return name, Path(os.path.expanduser(path))
     return spec.rstrip("/").rsplit("/", 1)[-1] or spec, Path(spec)
 
 

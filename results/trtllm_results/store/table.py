@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ class Store:
         self._written = (0, 0, 0)
         """What this process last wrote into results.json, and the stamp of that file."""
         if self.path.is_file():
-            raise ResultsError(f"{self.path} is a file; a result store is a folder (read a single table with `read_rows`)")
+            raise ResultsError(f"{self.path} is a file, and a result store is a folder; name another place")
         if not self.path.is_dir():
             if not create:
                 raise ResultsError(f"no result store at {self.path}: the folder does not exist")
@@ -67,7 +68,7 @@ class Store:
         elif not (self.path / ROWS).exists() and (self.path / ROWS_JSON).exists():
             raise ResultsError(
                 f"{self.path} has a {ROWS_JSON} and no {ROWS} to go with it, which a new one would replace; "
-                f"make a store of its rows: trtllm-bench results merge <new folder> {self.path / ROWS_JSON}"
+                f"make a store of its rows: trtllm-bench results merge <new folder> {shlex.quote(str(self.path / ROWS_JSON))}"
             )
         elif not create and not (self.path / ROWS).exists():
             deeper = stores_deeper(self.path)
@@ -119,7 +120,7 @@ class Store:
             left = self._stale_temporaries()
             if (self.path / ROWS).exists() or not (self.path / ROWS_JSON).exists():
                 known = {_side_name(row.key, row.repeat, row.row_id) for row in self.rows()}
-                left += [path for path in self._side_files() if path.name not in known]
+                left += [path for path in _side_files(self.path) if path.name not in known]
             removed = [(path, path.stat().st_size) for path in left]
             _remove(left)
             return removed
@@ -147,10 +148,6 @@ class Store:
 
     def _side_path(self, kind: SideKind, row: Row) -> Path:
         return self.path / kind / _side_name(row.key, row.repeat, row.row_id)
-
-    def _side_files(self) -> list[Path]:
-        folders = [self.path / kind for kind in SIDE_KINDS if (self.path / kind).is_dir()]
-        return sorted(folder / name for folder in folders for name in os.listdir(folder) if _SIDE_NAME.match(name))
 
     def _stale_temporaries(self) -> list[Path]:
         """Call with the lock held: nobody is writing them then."""
@@ -249,6 +246,12 @@ class MirroredStore(Store):
             raise ResultsError(f"{error}; everything is in {self.path}") from None
 
 
+def _side_files(folder: Path) -> list[Path]:
+    """Side tables of the rows of a store in `folder`; none where there is no such folder."""
+    folders = [folder / kind for kind in SIDE_KINDS if (folder / kind).is_dir()]
+    return sorted(one / name for one in folders for name in os.listdir(one) if _SIDE_NAME.match(name))
+
+
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
@@ -338,7 +341,8 @@ def extend(store: Store, rows: Iterable[Row]) -> int:
 
 
 def merge_store(store: Store, source: str | os.PathLike[str], ids: Container[str] | None = None) -> int:
-    """`extend` with the rows of another store, set of stores or table, and copies of their side tables. Returns how many rows were new.
+    """`extend` with the rows of another store, set of stores or table, and copies of their side tables, also of a store that is named by
+    one of its own tables. Returns how many rows were new.
 
     With `ids` only the rows of these ids, and their side tables.
     """
@@ -356,8 +360,9 @@ def _merge(store: Store, source: Path, ids: Container[str] | None) -> int:
 
     rows = [row for row in read_rows(source) if ids is None or row.row_id in ids]
     chosen = None if ids is None else {_side_name(row.key, row.repeat, row.row_id) for row in rows}
+    folder = source.parent if source.name in (ROWS, ROWS_JSON) else source
     with store._locked():
-        for path in Store(source, create=False)._side_files() if source.is_dir() else []:
+        for path in _side_files(folder):
             target = store.path / path.parent.name / path.name
             if target.exists() or (chosen is not None and path.name not in chosen):
                 continue

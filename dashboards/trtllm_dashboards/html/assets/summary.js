@@ -115,5 +115,5 @@ function healthTile() {
   const suspect = state.rows.filter((i) => ok(i) && state.data.warnings[i]).length;
   const running = runningNow();
   const value = lost ? [`${lost}`, " ", el("small", {}, "did not finish")] : suspect ? [`${suspect}`, " ", el("small", {}, "with warnings")] : [running ? "none failed so far" : "all fine"];
-  return box(`${brief(state.rows.length)} cell${state.rows.length === 1 ? "" : "s"}`, value, lost && suspect ? `${suspect} more with warnings` : lost || suspect ? "see Status in the table" : running ? "the sweep goes on" : "no failure, no warning", lost ? "bad" : suspect || running ? "" : "good");
+  return box(`${brief(state.rows.length)} cell${state.rows.length === 1 ? "" : "s"}`, value, lost && suspect ? `${suspect} more with warnings` : lost || suspect ? "open one in the table to see why" : running ? "the sweep goes on" : "no failure, no warning", lost ? "bad" : suspect || running ? "" : "good");
 }
