@@ -287,7 +287,34 @@ def test_weights_behind_a_rotation_are_refused_whatever_the_precision(tmp_path: 
     folder = changed(tmp_path, name, lambda stored: None, **config)
     with pytest.raises(EngineError, match=f"activations that are rotated .{next(iter(config))}"):
         default_precision(folder, gpu=False)
-    with pytest.raises(EngineError, match=r"down_proj\.q?weight: its \w+ values in .* are codes.*which no engine here runs"):
+    with pytest.raises(EngineError, match=f"weights made by .* activations that are rotated .{next(iter(config))}"):
+        values(folder, DOWN, (64, 128))
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    with pytest.raises(EngineError, match=f"weights made by .* activations that are rotated .{next(iter(config))}"):
+        values(folder, DOWN, (64, 128))
+
+
+def test_weights_that_were_rotated_and_not_quantized_are_refused(tmp_path: Path) -> None:
+    """auto-round writes its rotation into config.json itself where there is no quantization."""
+    folder = tmp_path / "rotated"
+    folder.mkdir()
+    save_file({f"{DOWN}.weight": torch.ones(64, 128)}, folder / "model.safetensors")
+    for config, refused in (({"r1": True, "online_r1_rotation": True}, True), ({"r1": True, "online_r1_rotation": False}, False)):
+        (folder / "config.json").write_text(json.dumps({"spinquant_config": config}))
+        if refused:
+            with pytest.raises(EngineError, match=r"weights made by auto-round with activations that are rotated \(spinquant_config\)"):
+                values(folder, DOWN, (64, 128))
+        else:
+            assert values(folder, DOWN, (64, 128)).eq(1).all()
+
+
+def test_two_configurations_that_disagree_are_both_named(tmp_path: Path) -> None:
+    folder = changed(tmp_path, "llmcompressor-w4a16", lambda stored: None)
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    said = (
+        r"quantized by ModelOpt's FP8 by hf_quant_config\.json, but compressed-tensors \(pack-quantized\) by config\.json, which no engine"
+    )
+    with pytest.raises(EngineError, match=said):
         values(folder, DOWN, (64, 128))
 
 

@@ -434,6 +434,32 @@ def test_refit_with_weights_that_do_not_fit_changes_nothing(engine: Path, tmp_pa
     assert {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_hidden_layers": 1}, r"of a model with num_layers 1, and the engine is of one with \d"),
+        ({"rms_norm_eps": 0.01}, "of a model with norm_eps 0.01, and the engine"),
+        ({"rope_theta": 77.0}, r"other rotary embeddings \(\{'theta': 77\.0\}\), and the engine is of one with \{'theta': "),
+        ({"eos_token_id": 5}, None),
+    ],
+)
+def test_refit_with_weights_of_another_model_of_the_same_shapes_is_refused(
+    engine: Path, hf_folder: Path, tmp_path: Path, changed: dict[str, Any], said: str | None
+) -> None:
+    """Their shapes fit; only what the configuration beside them says does not."""
+    folder = tmp_path / "other"
+    shutil.copytree(hf_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if "rope_theta" in changed:
+        config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    if said is None:
+        refit(engine, folder)
+    else:
+        with pytest.raises(EngineError, match=said):
+            refit(engine, folder)
+
+
 def test_marked_outputs_join_the_plan_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     out = build("tiny-llama", "fp32", out=tmp_path / "e", profile=PROFILE, mark_outputs=["model.layers.1.add", "model.layers.1.add"])
     assert load_engine(out).plan.outputs == ("logits", "model.layers.1.add")

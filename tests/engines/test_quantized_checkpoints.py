@@ -119,3 +119,14 @@ def test_engine_gives_what_transformers_gives_of_the_decoded_weights(name: str) 
         assert functional.cosine_similarity(logits(name, plan).float(), reference).min() > 0.99
     else:
         torch.testing.assert_close(logits(name, in_fp32(plan)), reference, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("engine", "weights"), [("modelopt-int4-awq", "llmcompressor-w4a16"), ("modelopt-int8-sq", "llmcompressor-w8a16")])
+def test_an_engine_that_multiplies_inputs_by_factors_takes_weights_that_have_none(engine: str, weights: str) -> None:
+    """As a refit gives them: their codes stay, and the factors are 1."""
+    quant = stated(engine)
+    assert any(rule.scheme.inputs.factored for rule in quant.rules)
+    if engine == "modelopt-int4-awq":
+        torch.testing.assert_close(logits(weights, in_fp32(quant)), expected(weights)[::5], atol=2e-5, rtol=1e-4)
+    else:
+        assert functional.cosine_similarity(logits(weights, quant).float(), expected(weights)[::5]).min() > 0.99

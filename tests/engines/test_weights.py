@@ -288,3 +288,13 @@ def test_a_tensor_that_the_model_would_compute_without_is_refused(tmp_path: Path
     check({"model.layers.0.self_attn.bias": torch.ones(1, 1, 8, 8), "model.layers.99.mlp.up_proj.weight": torch.ones(2, 2)})
     with pytest.raises(EngineError, match=r"has a tensor model\.layers\.0\.self_attn\.q_norm\.weight"):
         check({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)})
+
+
+def test_an_adapter_is_not_taken_for_a_model_nor_left_out_of_one(tmp_path: Path) -> None:
+    adapter = {"base_model.model.lm_head.lora_A.weight": torch.ones(8, 4)}
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file(adapter, tmp_path / "adapter_model.safetensors")
+    for weights in ({}, {"lm_head.weight": torch.ones(4, 4)}):
+        save_file(weights, tmp_path / "model.safetensors")
+        with pytest.raises(EngineError, match=r"holds an adapter \(adapter_config\.json\), which no engine here adds.*; merge the two"):
+            open_weights(tmp_path)

@@ -18,6 +18,7 @@ from trtllm_engines.errors import EngineError
 
 if TYPE_CHECKING:
     from trtllm_engines.checkpoints.stored_codes import StoredCodes
+    from trtllm_engines.models.config import ModelConfig
     from trtllm_engines.quantization.scheme import Codes
 
 
@@ -27,6 +28,10 @@ class WeightSource(Protocol):
     @property
     def description(self) -> Mapping[str, Any]:
         """What the plan records as `weights_source`."""
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """What the model is, as it is stated beside the weights; None where nothing is. Raises `EngineError` where it cannot be used."""
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The tensor called `name` as wide numbers. Raises `EngineError` when it is missing, of another shape, or in unknown codes."""

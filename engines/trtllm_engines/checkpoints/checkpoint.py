@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trtllm_engines.checkpoints import check_finite, check_scale, check_shape
-from trtllm_engines.checkpoints.formats import UnknownQuantization, format_of, stated_method
+from trtllm_engines.checkpoints.formats import UnknownQuantization, check_rotations, format_of, stated_method
 from trtllm_engines.checkpoints.formats.bitsandbytes import ABSMAX
 from trtllm_engines.checkpoints.formats.format import WIDE, Format
 from trtllm_engines.checkpoints.formats.fp8 import CODES as FP8
@@ -32,11 +32,14 @@ from trtllm_engines.checkpoints.formats.fp8 import scale_name, stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.documents import checked, read_object, regular_file
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import ModelConfig, read_config
 from trtllm_engines.quantization.scheme import Codes
 from trtllm_kernels.references.quantize import FP8_MAX
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+ADAPTER = "adapter_config.json"
+"""What peft writes beside an adapter; transformers adds the adapter where it finds this."""
 _MOST_MAPPED = 2
 """Shards of safetensors at once: tensors that are merged may be in two."""
 _TORCH_DTYPES = {
@@ -86,6 +89,12 @@ class FolderWeights(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        check_rotations(folder)
+        if (folder / ADAPTER).is_file():
+            raise EngineError(
+                f"{folder} holds an adapter ({ADAPTER}), which no engine here adds to its model's weights; merge the two, as peft's "
+                f"merge_and_unload does, and point at the folder of the result"
+            )
         self._shards: dict[Path, Any] = {}
         self._shard_of: dict[str, Path] = {}
         self._stated = self._index()
@@ -154,6 +163,10 @@ class FolderWeights(ABC):
     @property
     def description(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "path": str(self.folder)}
+
+    @property
+    def config(self) -> ModelConfig | None:
+        return read_config(self.folder) if os.path.lexists(self.folder / "config.json") else None
 
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self.check(name, shape)

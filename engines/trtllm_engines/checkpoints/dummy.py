@@ -39,6 +39,10 @@ class DummyWeights:
     def description(self) -> Mapping[str, Any]:
         return {"kind": "dummy", "seed": self.seed}
 
+    @property
+    def config(self) -> None:
+        return None
+
     def read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=device)
         self.fill(out, name)

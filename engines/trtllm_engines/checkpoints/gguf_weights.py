@@ -19,6 +19,7 @@ from trtllm_engines.checkpoints import check_finite, check_shape
 from trtllm_engines.checkpoints.formats.gguf import Blocks, common, kind_of, unpacked
 from trtllm_engines.checkpoints.stored_codes import SCALE_DTYPES, StoredCodes
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import ModelConfig
 from trtllm_engines.models.gguf_file import GgufFile
 from trtllm_engines.quantization.precision import kv_scheme
 from trtllm_engines.quantization.registry import HEAD, definition, scheme_for
@@ -34,6 +35,10 @@ class GgufWeights:
     @property
     def description(self) -> Mapping[str, Any]:
         return {"kind": "gguf", "path": str(self._file.path)}
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._file.config
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         stored = stored_name(name, self._file.format.names)

@@ -55,8 +55,8 @@ class StoredCodes:
 
     def suits(self, kind: Codes, inputs: Inputs) -> bool:
         """Whether a product of weights of `kind` and such inputs can keep these codes."""
-        arranged = (self.order is not None, self.factor is not None)
-        return kind.is_like(self.kind) and self.gives(kind) and arranged == (inputs.ordered, inputs.factored)
+        arranged = (inputs.ordered or self.order is None) and (inputs.factored or self.factor is None)
+        return kind.is_like(self.kind) and self.gives(kind) and arranged
 
     def gives(self, kind: Codes) -> bool:
         """Whether codes of `kind` have the same values: their groups divide these, and they have zero points where these have."""

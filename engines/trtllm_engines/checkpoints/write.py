@@ -7,7 +7,9 @@ twice. (And a full disk is a text to it.) The format is eight bytes of header le
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,7 +19,10 @@ from trtllm_engines.checkpoints import WeightSource
 from trtllm_engines.checkpoints.dummy import DummyWeights, part_of
 from trtllm_engines.checkpoints.shard import take
 from trtllm_engines.compiler.plan import Plan
+from trtllm_engines.documents import shown
 from trtllm_engines.errors import EngineError
+from trtllm_engines.models.config import ModelConfig
+from trtllm_engines.models.rope import inverse_frequencies
 from trtllm_engines.quantization.registry import recipe_kind
 from trtllm_engines.quantization.scheme import WeightRecipe
 from trtllm_kernels.dialect.dtypes import nbytes
@@ -36,6 +41,8 @@ _SAFETENSORS_NAMES = {
     "int64": "I64",
 }
 """Of types that safetensors has; 4-bit codes are bytes to it."""
+_FP32 = 1e-5
+"""How far numbers that were rounded to fp32, and what is computed of them, may be apart."""
 
 
 def weight_bytes(specs: Mapping[str, TensorSpec]) -> int:
@@ -64,11 +71,39 @@ def _is_split(recipe: WeightRecipe) -> bool:
 
 def check_weights(source: WeightSource, *plans: Plan) -> None:
     """Raises `EngineError` for the first tensor of the plans, which are all stages of one model, that `source` lacks or has in unknown
-    codes, and for one that it has and no stage reads though it would change the results. Reads no data but such a tensor's."""
+    codes, and for one that it has and no stage reads though it would change the results. Reads no data but such a tensor's. Raises it, too,
+    where what the configuration beside the weights says of the model is not what the plans compute: shapes alone would not tell."""
     recipes = [recipe for plan in plans for recipe in plan.weight_recipes.values()]
     weights = [recipe for recipe in recipes if not recipe_kind(recipe.kind).is_scale]
     shapes = {name: shape for recipe in weights for name, shape in recipe.inputs}
     check_tensors(source, shapes, plans[0].config.architecture, {name for recipe in recipes for name, _ in recipe.inputs})
+    if (stated := source.config) is not None:
+        _check_same_model(plans[0].config, stated, str(source.description["path"]))
+
+
+def _check_same_model(config: ModelConfig, stated: ModelConfig, path: str) -> None:
+    """Raises `EngineError` where weights of `stated` mean something else in an engine of `config`. Numbers of one may have been rounded to
+    fp32. Rotary embeddings are compared by their frequencies: a GGUF file says how they are scaled in another way than a config.json."""
+    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "norm_eps", "sliding_window")
+    sides = [{name: getattr(one, name) for name in fields} | dict(one.options) for one in (config, stated)]
+    for name in sides[0].keys() | sides[1].keys():
+        ours, theirs = (side.get(name) for side in sides)
+        rounded = isinstance(ours, float) and isinstance(theirs, float) and math.isclose(ours, theirs, rel_tol=_FP32)
+        if ours != theirs and not rounded:
+            raise _other_model(path, f"{name} {theirs}", f"{ours}")
+    ours, theirs = inverse_frequencies(config.rope), inverse_frequencies(stated.rope)
+    alike = config.rope.interleaved == stated.rope.interleaved and ours.shape == theirs.shape
+    if not (alike and torch.allclose(ours, theirs, rtol=_FP32, atol=0)):
+        of_each = [asdict(one.rope) for one in (stated, config)]
+        theirs, ours = ({name: side[name] for name in side if of_each[0][name] != of_each[1][name]} for side in of_each)
+        raise _other_model(path, f"other rotary embeddings ({shown(theirs)})", shown(ours))
+
+
+def _other_model(path: str, theirs: str, ours: str) -> EngineError:
+    return EngineError(
+        f"the weights in {path} are of a model with {theirs}, and the engine is of one with {ours}, so that results would be wrong; "
+        f"build an engine of that model itself"
+    )
 
 
 def check_tensors(

@@ -117,20 +117,19 @@ def _transposed(recipe: WeightRecipe, groups: Tensor) -> Tensor:
     return groups.T.contiguous()
 
 
-def _same_in_all(what: str, part: Callable[[StoredCodes], Tensor | None]) -> Callable[..., Tensor]:
-    """Makes what is one for all parts of a merged product. Raises `EngineError` where they differ."""
+def _same_in_all(what: str, part: Callable[[StoredCodes], Tensor | None], none: Callable[[int], Tensor]) -> Callable[..., Tensor]:
+    """Makes what is one for all parts of a merged product. A part without it (rounded again, or given by a refit) has `none`
+    of its columns, which changes nothing. Raises `EngineError` where parts differ."""
 
     def make(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
         parts = parts_of(recipe, source, device)
-        of_each = [part(one) for one in parts]
-        first = of_each[0]
+        of_each = [none(one.shape[1]) if (own := part(one)) is None else own for one in parts]
         for one, other in zip(parts, of_each, strict=True):
-            if first is None or other is None or not torch.equal(first, other):
+            if not torch.equal(of_each[0].to(device), other.to(device)):
                 raise EngineError(
                     f"weights {parts[0].name} and {one.name} have different {what}, and one product reads both; use the original checkpoint"
                 )
-        assert first is not None
-        return first.to(dtype).view(1, -1)
+        return of_each[0].to(device=device, dtype=dtype).view(1, -1)
 
     return make
 
@@ -148,8 +147,12 @@ RECIPES = {
     WEIGHT_SCALE: RecipeKind(_weight_scale, is_scale=True),
     GROUP_SCALE: RecipeKind(_group_scale, is_scale=True, finish=_transposed),
     WEIGHT_ZERO: RecipeKind(_weight_zero, is_scale=True, finish=_transposed),
-    ORDER: RecipeKind(_same_in_all("column orders (g_idx)", lambda one: one.order and one.order()), is_scale=True, finish=_flat),
-    FACTOR: RecipeKind(_same_in_all("factors (pre_quant_scale)", _factor), is_scale=True, finish=_flat),
+    ORDER: RecipeKind(
+        _same_in_all("column orders (g_idx)", lambda one: one.order and one.order(), lambda columns: torch.arange(columns).int()),
+        is_scale=True,
+        finish=_flat,
+    ),
+    FACTOR: RecipeKind(_same_in_all("factors (pre_quant_scale)", _factor, torch.ones), is_scale=True, finish=_flat),
 }
 
 

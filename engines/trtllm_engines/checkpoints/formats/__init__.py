@@ -10,7 +10,7 @@ from trtllm_engines.checkpoints.formats.auto_round import AutoRound
 from trtllm_engines.checkpoints.formats.awq import Awq
 from trtllm_engines.checkpoints.formats.bitsandbytes import BitsAndBytes
 from trtllm_engines.checkpoints.formats.compressed_tensors import CompressedTensors
-from trtllm_engines.checkpoints.formats.config import AUTO_ROUND
+from trtllm_engines.checkpoints.formats.config import AUTO_ROUND, rotation_of
 from trtllm_engines.checkpoints.formats.format import Format, StoredTensors, UnknownQuantization
 from trtllm_engines.checkpoints.formats.fp8 import Fp8Format
 from trtllm_engines.checkpoints.formats.gptq import Gptq
@@ -43,7 +43,7 @@ _METHOD_OF_KEY = (
 _APART = (("quantize_config.json", "gptq", "bits"), ("quant_config.json", "awq", "w_bit"))
 """Files of AutoGPTQ and AutoAWQ of before transformers had a place for it: (name, method, a key that it has)."""
 
-__all__ = ["Format", "UnknownQuantization", "format_of", "stated_method"]
+__all__ = ["Format", "UnknownQuantization", "check_rotations", "format_of", "stated_method"]
 
 
 def format_of(folder: Path, tensors: StoredTensors | None) -> Format | None:
@@ -56,6 +56,18 @@ def format_of(folder: Path, tensors: StoredTensors | None) -> Format | None:
     return None if reader is None else reader(folder, file, config, tensors)
 
 
+def check_rotations(folder: Path) -> None:
+    """Raises `UnknownQuantization` for weights that are right only behind a rotation of activations, wherever in the folder it is stated: a
+    tool that rotates and does not quantize says it in config.json itself."""
+    within = [(file, read_object_if_there(folder / file).get(key)) for file, key in _CONFIG_PLACES]
+    for _, config in [(_CONFIG, read_object_if_there(folder / _CONFIG)), *within]:
+        if isinstance(config, dict) and (rotation := rotation_of(config)):
+            raise UnknownQuantization(
+                f"{folder} holds weights made by {rotation}, which no engine here computes; "
+                f"use the original checkpoint, or one quantized in a way that docs/quantization.md lists"
+            )
+
+
 def states_quantization(folder: Path) -> bool:
     return _quantization_config(folder)[1] is not None
 
@@ -65,6 +77,14 @@ def stated_method(folder: Path) -> str:
     file, config = _quantization_config(folder)
     if config is None:
         return "a method it does not state"
+    method = _in_words(file, config)
+    other = read_object_if_there(folder / _CONFIG).get("quantization_config")
+    if file == MODELOPT_CONFIG and isinstance(other, dict) and other and (apart := _in_words(_CONFIG, other)) != method:
+        return f"{method} by {file}, but {apart} by {_CONFIG}"
+    return method
+
+
+def _in_words(file: str, config: Mapping[str, Any]) -> str:
     method = (_method(config) or "an unnamed method")[:SHOWN]
     if file == MODELOPT_CONFIG or method == "modelopt":
         return f"ModelOpt's {str(config.get('quant_algo'))[:SHOWN]}"

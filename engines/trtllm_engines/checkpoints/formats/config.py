@@ -76,12 +76,17 @@ class CacheCodes(Stated):
 Model = TypeVar("Model", bound=Stated)
 
 
+def rotation_of(config: Mapping[str, Any]) -> str:
+    """The rotation of activations that `config` states, in words; "" where it states none."""
+    stated = ((key, tool) for key, (tool, rotates) in _ROTATIONS.items() if rotates(config.get(key)))
+    return next((f"{tool} with activations that are rotated ({key})" for key, tool in stated), "")
+
+
 def checked_config(model: type[Model], source: Format) -> Model:
     """The configuration of `source` as `model`. Raises `EngineError` naming the file and the field, and `UnknownQuantization` for a model
     that multiplies its activations by a rotation: its weights are right only behind that."""
-    for key, (tool, rotates) in _ROTATIONS.items():
-        if rotates(source.config.get(key)):
-            raise source.unknown(f"{tool} with activations that are rotated ({key})")
+    if rotation := rotation_of(source.config):
+        raise source.unknown(rotation)
     return checked(model, source.config, str(source.path))
 
 
