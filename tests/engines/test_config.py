@@ -167,7 +167,9 @@ def test_an_adapter_is_not_left_out_in_silence(tmp_path: Path, beside: bool) -> 
         (tmp_path / "config.json").write_text(json.dumps(BASE))
         assert read_config(tmp_path).num_layers == 2
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
-    with pytest.raises(EngineError, match=r"holds an adapter \(adapter_config\.json\), which is not supported; merge it into its base model"):
+    with pytest.raises(
+        EngineError, match=r"holds an adapter \(adapter_config\.json\), which no engine here adds to its model's weights; merge the two"
+    ):
         read_config(tmp_path)
 
 

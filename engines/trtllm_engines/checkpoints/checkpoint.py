@@ -32,14 +32,12 @@ from trtllm_engines.checkpoints.formats.fp8 import scale_name, stored_fp8
 from trtllm_engines.checkpoints.stored_codes import StoredCodes
 from trtllm_engines.documents import checked, read_object, regular_file
 from trtllm_engines.errors import EngineError
-from trtllm_engines.models.config import ModelConfig, read_config
+from trtllm_engines.models.config import ModelConfig, check_no_adapter, read_config
 from trtllm_engines.quantization.scheme import Codes
 from trtllm_kernels.references.quantize import FP8_MAX
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-ADAPTER = "adapter_config.json"
-"""What peft writes beside an adapter; transformers adds the adapter where it finds this."""
 _MOST_MAPPED = 2
 """Shards of safetensors at once: tensors that are merged may be in two."""
 _TORCH_DTYPES = {
@@ -90,11 +88,7 @@ class FolderWeights(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         check_rotations(folder)
-        if (folder / ADAPTER).is_file():
-            raise EngineError(
-                f"{folder} holds an adapter ({ADAPTER}), which no engine here adds to its model's weights; merge the two, as peft's "
-                f"merge_and_unload does, and point at the folder of the result"
-            )
+        check_no_adapter(folder)
         self._shards: dict[Path, Any] = {}
         self._shard_of: dict[str, Path] = {}
         self._stated = self._index()

@@ -116,13 +116,18 @@ ADAPTER = "adapter_config.json"
 """By which PEFT and transformers know a folder with a LoRA or another adapter."""
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them).
-
-    Raises `EngineError`, also for a folder with an adapter, which transformers adds to the weights beside it.
-    """
+def check_no_adapter(folder: Path) -> None:
+    """Raises `EngineError` for a folder with an adapter, which transformers adds to the weights there, or to those of its base model."""
     if (folder / ADAPTER).is_file():
-        raise EngineError(f"{folder} holds an adapter ({ADAPTER}), which is not supported; merge it into its base model first")
+        raise EngineError(
+            f"{folder} holds an adapter ({ADAPTER}), which no engine here adds to its model's weights; merge the two, as peft's "
+            f"merge_and_unload does, and point at the folder of the result"
+        )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Reads `folder/config.json` (and end-of-sequence ids from `generation_config.json` when it lists more of them)."""
+    check_no_adapter(folder)
     path = folder / "config.json"
     content = read_object(path, f"{folder} has no config.json; point at a Hugging Face model folder")
     config = config_from_hf(content, name=os.path.basename(os.path.realpath(folder)))
