@@ -325,7 +325,7 @@ def test_what_would_change_nothing_or_be_lost_is_refused_before_anything_runs(
     (tmp_path / "file").write_text("")
     for flag, name in (("--out", "ops.json"), ("--plot", "ops.png")):
         for command in (beside, ["kernels"]):
-            assert main([*command, flag, str(tmp_path / "file" / name)]) == 1
+            assert main([*command, flag, str(tmp_path / "file" / name)]) == 3
             assert f"cannot write {tmp_path / 'file' / name}" in capsys.readouterr().err
 
 
