@@ -105,6 +105,13 @@ class QuirkServer:
                 request.transport.close()
                 return web.Response()
             self._served_on.add(request.transport)
+        if quirk == "dropping":  # a request on a used connection is worked on, and its connection then lost
+            assert request.transport is not None
+            if request.transport in self._served_on:
+                await asyncio.sleep(0.3)
+                request.transport.close()
+                return web.Response()
+            self._served_on.add(request.transport)
         if quirk == "circle":
             raise web.HTTPTemporaryRedirect(request.path)
         if quirk == "elsewhere":

@@ -177,6 +177,13 @@ def test_a_connection_closed_while_idle_is_replaced(server: QuirkServer) -> None
     assert server.served["closing"] == 9
 
 
+def test_a_request_lost_while_it_was_worked_on_fails_and_is_not_sent_again(server: QuirkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_bench.targets.http.CLOSED_IDLE_S", 0.1)
+    result = load(server, "dropping", osl=2, n=2, concurrency=1)
+    assert len(result.failures) == 1
+    assert server.served["dropping"] == 2
+
+
 def test_a_model_is_asked_for_by_name_and_an_unknown_one_before_anything_is_sent(server: QuirkServer) -> None:
     assert HttpTarget(server.url("two")).check() == "base"
     run_load(fixed(2, 4, 2).requests(), HttpTarget(server.url("two"), model="adapter"), Drive())

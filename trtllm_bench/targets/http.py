@@ -5,7 +5,8 @@ Bodies are encoded before the run. `sent` is when the request leaves the client:
 connection where it needs a new one. The client's own time before that is the driver's lag, and the loop watches itself as the driver does.
 
 A request is answered when its stream ended as an answer does (`openai_answer.py`); its place is free when the answer is closed. A
-connection that the server had closed while it was idle is replaced once, as any client would: nothing of that request was served.
+connection that the server had closed while it was idle is replaced once, as any client would: nothing of that request was served. One
+that breaks later had its request, perhaps half served; sent again, it would be load that no record tells, so it fails.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 CONNECT_S = 10.0
 DRAIN_S = 1.0
 """Patience with a stream after its [DONE], so that its connection can be used again."""
+CLOSED_IDLE_S = 1.0
+"""How soon after a request leaves it shows that its connection had been closed before: a round trip, with room."""
 LOST_S = 0.5
 """How often it is looked for answers whose connection is gone."""
 BODIES_BYTES = 2 << 30
@@ -310,7 +313,7 @@ class HttpTarget(Target):
             try:
                 await self._stream(self._session, request, body, trace)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
-                if not trace.reused or trace.answered:
+                if not trace.reused or trace.answered or time.perf_counter() - trace.sent_s > CLOSED_IDLE_S:
                     raise
                 await self._stream(self._fresh, request, body, trace)
         except asyncio.CancelledError:
