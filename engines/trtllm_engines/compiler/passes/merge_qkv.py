@@ -36,7 +36,8 @@ def _merge(graph: ModelGraph, matched: Bindings) -> None:
             f"{str(weight.target).removesuffix('.weight')} ({scheme.name})" for weight, scheme in zip(weights, schemes, strict=True)
         )
         raise EngineError(
-            f"{graph.config.name}: {names} are quantized differently, and attention needs them as one product; give them one precision, such as --precision bf16"
+            f"{graph.config.name}: {names} are quantized differently, and attention needs them as one product; "
+            f"give them one precision, such as --precision bf16"
         )
     first = min(projections, key=list(graph.fx.nodes).index)
     module = str(weights[0].target).rsplit(".", 2)[0]
