@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import trtllm_engines.engine.build as build_module
 from trtllm_engines.checkpoints.dummy import DummyWeights
-from trtllm_engines.checkpoints.write import assemble
+from trtllm_engines.checkpoints.write import _check_same_model, assemble
 from trtllm_engines.compiler.fingerprint import DetectedDevice, compatible_arch, parse_arches
 from trtllm_engines.compiler.graph import trace
 from trtllm_engines.compiler.plan import FORMAT_VERSION, Profile
@@ -432,6 +432,16 @@ def test_refit_with_weights_that_do_not_fit_changes_nothing(engine: Path, tmp_pa
     with pytest.raises(EngineError, match=r"has shape \[5, 5\]|is missing from"):
         refit(engine, tmp_path)
     assert {p.name: p.read_bytes() for p in engine.iterdir() if p.is_file()} == before
+
+
+def test_weights_that_state_no_sliding_window_may_be_of_a_model_with_one() -> None:
+    """A GGUF file of Mistral 7B states none."""
+    without = presets.preset_config("tiny-llama")
+    window = replace(without, sliding_window=without.max_position_embeddings)
+    _check_same_model(window, without, "w")
+    _check_same_model(window, window, "w")
+    with pytest.raises(EngineError, match=f"of a model with sliding_window {window.sliding_window}, and the engine is of one with None"):
+        _check_same_model(without, window, "w")
 
 
 @pytest.mark.parametrize(

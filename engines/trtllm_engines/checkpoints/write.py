@@ -83,8 +83,11 @@ def check_weights(source: WeightSource, *plans: Plan) -> None:
 
 def _check_same_model(config: ModelConfig, stated: ModelConfig, path: str) -> None:
     """Raises `EngineError` where weights of `stated` mean something else in an engine of `config`. Numbers of one may have been rounded to
-    fp32. Rotary embeddings are compared by their frequencies: a GGUF file says how they are scaled in another way than a config.json."""
-    fields = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "norm_eps", "sliding_window")
+    fp32. Rotary embeddings are compared by their frequencies: a GGUF file says how they are scaled in another way than a config.json, and of
+    a sliding window it may say nothing."""
+    fields = ["num_layers", "num_heads", "num_kv_heads", "head_dim", "norm_eps"]
+    if stated.sliding_window is not None:
+        fields.append("sliding_window")
     sides = [{name: getattr(one, name) for name in fields} | dict(one.options) for one in (config, stated)]
     for name in sides[0].keys() | sides[1].keys():
         ours, theirs = (side.get(name) for side in sides)
