@@ -83,8 +83,8 @@ def check_weights(source: WeightSource, *plans: Plan) -> None:
 
 def _check_same_model(config: ModelConfig, stated: ModelConfig, path: str) -> None:
     """Raises `EngineError` where weights of `stated` mean something else in an engine of `config`. Numbers of one may have been rounded to
-    fp32. Rotary embeddings are compared by their frequencies: a GGUF file says how they are scaled in another way than a config.json, and of
-    a sliding window it may say nothing."""
+    fp32. Rotary embeddings are compared by their frequencies: a GGUF file says how they are scaled in another way than a config.json,
+    and it may say nothing of a sliding window."""
     fields = ["num_layers", "num_heads", "num_kv_heads", "head_dim", "norm_eps"]
     if stated.sliding_window is not None:
         fields.append("sliding_window")
