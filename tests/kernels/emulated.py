@@ -19,17 +19,18 @@ HERE = Path(__file__).parent / "emulation"
 
 @lru_cache(maxsize=64)
 def library(kernel: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    folder = Path(tempfile.mkdtemp(prefix="emulated-"))
-    for file in (nvrtc.SOURCES / f"{kernel}.cu", *nvrtc.SOURCES.glob("*.cuh")):
-        (folder / file.name).write_text(file.read_text().replace("extern __shared__ __align__(1024) char memory[];", ""))
-    (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
-    out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
-    command = ["g++", "-std=c++17", "-Og", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]
-    done = subprocess.run(
-        [*command, f'-DKERNEL_SOURCE="{kernel}.cu"', str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[:3000]
-    return ctypes.CDLL(str(out))
+    with tempfile.TemporaryDirectory(prefix="emulated-") as name:  # what is loaded stays so without its file
+        folder = Path(name)
+        for file in (nvrtc.SOURCES / f"{kernel}.cu", *nvrtc.SOURCES.glob("*.cuh")):
+            (folder / file.name).write_text(file.read_text().replace("extern __shared__ __align__(1024) char memory[];", ""))
+        (folder / "hopper.cuh").write_text((HERE / "hopper.cuh").read_text())
+        out = folder / f"{hashlib.sha256(' '.join(macros).encode()).hexdigest()[:8]}.so"
+        command = ["g++", "-std=c++17", "-Og", "-w", "-shared", "-fPIC", f"-I{folder}", f"-DKERNEL={kernel}", *macros]
+        done = subprocess.run(
+            [*command, f'-DKERNEL_SOURCE="{kernel}.cu"', str(HERE / "run.cpp"), "-o", str(out)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[:3000]
+        return ctypes.CDLL(str(out))
 
 
 def running(lowered: Lowered, tokens: int) -> tuple[Launch, KernelSpec]:
