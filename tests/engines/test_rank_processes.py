@@ -143,13 +143,15 @@ def test_ranks_that_torchrun_ended_are_not_those_that_died(states: list[int], to
             ranks.check()
 
 
-def test_ranks_that_cannot_start_say_why(engine: Path) -> None:
+def test_ranks_that_cannot_start_say_why_and_leave_nothing_behind(engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun would keep logs
     (engine / "constants.safetensors").rename(engine / "away")
     try:
         with pytest.raises(EngineError, match="constants"):
             LLM(engine, device="cpu", num_pages=40)
     finally:
         (engine / "away").rename(engine / "constants.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_of_two_gpus_is_not_one_of_four(engine: Path) -> None:

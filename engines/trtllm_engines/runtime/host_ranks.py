@@ -88,6 +88,7 @@ class HostRanks:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         else:
             launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(order.ranks), *self._meeting()]
+            launcher += ["--log-dir", os.devnull]  # else it makes a folder for logs in each run, and leaves it
             command = [*launcher, "--no-python", *command]
         self.agent = subprocess.Popen(
             command, env=environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, start_new_session=True
