@@ -51,11 +51,19 @@ def started() -> Iterator[list[LLM]]:
             one.close()
 
 
+@pytest.fixture(scope="module")
+def temporaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ranks and torchrun put temporary files."""
+    return tmp_path_factory.mktemp("temporaries")
+
+
 @pytest.fixture
-def llm(engine: Path, started: list[LLM]) -> LLM:
+def llm(engine: Path, started: list[LLM], temporaries: Path) -> LLM:
     """Two ranks that live: those of the test before, unless it has ended them."""
     if not started or started[-1].loop.broken:
-        started.append(LLM(engine, device="cpu", num_pages=40))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", str(temporaries))
+            started.append(LLM(engine, device="cpu", num_pages=40))
     return started[-1]
 
 
@@ -63,6 +71,11 @@ def rank_pids(llm: LLM) -> list[int]:
     agent = llm._runner._agent.pid  # type: ignore[attr-defined]
     listed = subprocess.run(["ps", "--ppid", str(agent), "-o", "pid="], capture_output=True, text=True, check=True)
     return [int(line) for line in listed.stdout.split()]
+
+
+def test_ranks_keep_no_logs_of_torchruns(llm: LLM, temporaries: Path) -> None:
+    assert llm.generate([PROMPTS[0]], SAMPLING[0])
+    assert not list(temporaries.glob("torchelastic_*"))
 
 
 def test_tokens_and_log_probabilities_are_those_of_one_rank(llm: LLM, tmp_path: Path) -> None:
@@ -143,15 +156,13 @@ def test_ranks_that_torchrun_ended_are_not_those_that_died(states: list[int], to
             ranks.check()
 
 
-def test_ranks_that_cannot_start_say_why_and_leave_nothing_behind(engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun would keep logs
+def test_ranks_that_cannot_start_say_why(engine: Path) -> None:
     (engine / "constants.safetensors").rename(engine / "away")
     try:
         with pytest.raises(EngineError, match="constants"):
             LLM(engine, device="cpu", num_pages=40)
     finally:
         (engine / "away").rename(engine / "constants.safetensors")
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_of_two_gpus_is_not_one_of_four(engine: Path) -> None:
