@@ -1,9 +1,9 @@
 """GPUs by class: data sheets, and the share of a data sheet that is reached. One entry of `SHEETS` makes a GPU known everywhere.
 
 Data-sheet rates are at clocks and power a board does not hold. Dense rates, no sparsity. Sources: NVIDIA A100 80GB SXM, L40S, H100 SXM5 and
-H200 SXM data sheets, and that of the DGX B200 over its eight GPUs; memory of the H100 as its driver reports it. Network adapters: one per
-GPU of a DGX (data sheets of DGX A100, H100, H200 and B200: ConnectX-6 at 200 Gb/s, ConnectX-7 at 400 Gb/s). Hosts with L40S differ, so its
-entry has none.
+H200 SXM data sheets, and that of the DGX B200 over its eight GPUs. Memory is what drivers report (nvidia-smi's total), since sheets round:
+an H200 of "141 GB" has 150.8e9 bytes. Network adapters: one per GPU of a DGX (data sheets of DGX A100, H100, H200 and B200: ConnectX-6 at
+200 Gb/s, ConnectX-7 at 400 Gb/s). Hosts with L40S differ, so its entry has none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Sheet:
     """`flops_per_s` by number format; formats the GPU lacks are left out. `measured`: `ACHIEVABLE_*` are of this die."""
 
     arch: str
-    memory_bytes: float
+    memory_mib: int
+    """What the driver reports in all."""
     bytes_per_s: float
     flops_per_s: Mapping[str, float]
     sms: int = 0
@@ -41,19 +42,30 @@ class Sheet:
     sheet_only: bool = False
     """No run on this GPU, ours or published, is known here: nothing but the data sheet stands behind a prediction."""
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib << 20
+
 
 _HOPPER = {"bf16": 989.4e12, "fp16": 989.4e12, "fp8": 1979e12, "int8": 1979e12, "fp32": 67e12}
 _BLACKWELL = {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp32": 75e12}
 SHEETS: Mapping[str, Sheet] = {
     "a100": Sheet(
-        "sm_80", 80e9, 2.039e12, {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12}, 108, 1410, 400, adapter_bytes_per_s=25e9
+        "sm_80",
+        81920,
+        2.039e12,
+        {"bf16": 312e12, "fp16": 312e12, "int8": 624e12, "fp32": 19.5e12},
+        108,
+        1410,
+        400,
+        adapter_bytes_per_s=25e9,
     ),
     "l40s": Sheet(
-        "sm_89", 48e9, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}, 142, 2520, 350
+        "sm_89", 46068, 0.864e12, {"bf16": 362e12, "fp16": 362e12, "fp8": 733e12, "int8": 733e12, "fp32": 91.6e12}, 142, 2520, 350
     ),
-    "h100": Sheet("sm_90", 79.65 * 2**30, 3.35e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
-    "h200": Sheet("sm_90", 141e9, 4.8e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
-    "b200": Sheet("sm_100", 180e9, 8e12, _BLACKWELL, 148, 1965, 1000, adapter_bytes_per_s=50e9, sheet_only=True),
+    "h100": Sheet("sm_90", 81559, 3.35e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
+    "h200": Sheet("sm_90", 143771, 4.8e12, _HOPPER, 132, 1980, 700, measured=True, adapter_bytes_per_s=50e9),
+    "b200": Sheet("sm_100", 183359, 8e12, _BLACKWELL, 148, 1965, 1000, adapter_bytes_per_s=50e9, sheet_only=True),
 }
 """By class, in lower case. A class is words of the names that drivers and files give its boards, joined by hyphens: `rtx-6000-ada` of
 `NVIDIA RTX 6000 Ada Generation`."""

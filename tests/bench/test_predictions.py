@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trtllm_bench.__main__ import main
-from trtllm_bench.analysis.cells import plans_of
+from trtllm_bench.analysis.cells import plans_of, read_rows
 from trtllm_bench.analysis.model_errors import (
     OwnError,
     PeerPoint,
@@ -110,7 +110,7 @@ def test_a_gpu_with_runs_of_ours_has_the_narrowest_interval() -> None:
 
 def test_one_data_sheet_makes_a_gpu_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """By each of its names, and as no other GPU: what is known of an L40S says nothing of an L4, nor an H200's constants of a GH200."""
-    ada = Sheet("sm_89", 48e9, 0.96e12, {"bf16": 364e12, "fp8": 728e12}, 142, 2505, 300)
+    ada = Sheet("sm_89", 49140, 0.96e12, {"bf16": 364e12, "fp8": 728e12}, 142, 2505, 300)
     monkeypatch.setitem(SHEETS, "rtx-6000-ada", ada)  # type: ignore[arg-type]
     monkeypatch.setitem(SHEETS, "l4", replace(ada, bytes_per_s=0.3e12))  # type: ignore[arg-type]
     names = ("rtx-6000-ada", "rtx 6000 ada", "NVIDIA RTX 6000 Ada Generation", "RTX-6000-ADA (by the step model)")
@@ -124,6 +124,13 @@ def test_one_data_sheet_makes_a_gpu_known(monkeypatch: pytest.MonkeyPatch) -> No
     too_fast = judge(Claim("NVIDIA RTX 6000 Ada Generation", "llama-3.1-8b", "bf16", 128, 128, 60_000))
     assert too_fast is not None
     assert too_fast.limit == ada.flops_per_s["bf16"]
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_a_sheet_has_the_memory_that_drivers_report(gpu: str) -> None:
+    """An H200's 141 GB are 150.8e9 bytes; by the sheet's rounded figure a 70B had room for 175 sequences of 2,000 tokens, not 185."""
+    row = read_rows(Path(__file__).parents[2] / "results/recorded" / gpu / "llama-3.1-8b-fp8")[0]
+    assert round(SHEETS[gpu].memory_bytes / 2**30, 2) == row.environment.gpu_memory_gib
 
 
 def test_an_error_left_out_is_by_the_factor_of_the_others() -> None:

@@ -35,8 +35,8 @@ from trtllm_kernels.dialect.dtypes import nbytes
 from trtllm_results.metrics.requests import SLO_NAMES, RequestLog, figures
 from trtllm_workloads.request import Workload
 
-RESERVE = 0.025
-"""Share of a GPU's memory that driver and libraries keep: 1.6% to 2.6% of an H100's, by the pages that recorded runs had."""
+RESERVED_BYTES = 2 << 30
+"""What driver and libraries keep of a GPU's memory: 1.3 to 2.1 GiB of an H100's and 1.5 of an H200's, by the pages of recorded runs."""
 FINENESS = 64
 """Steps whose cache lengths agree to one in so many are predicted once."""
 
@@ -102,7 +102,7 @@ class _RequestsFirst(EngineLoop):
 def cache_bytes_on(plan: Plan, hardware: Hardware, fraction: float) -> int:
     """Bytes that a GPU has room for as KV cache. Raises `BenchError` where weights do not fit or the fraction leaves too little."""
     weights = sum(map(nbytes, plan.weights.values()))
-    left = hardware.memory_bytes * (1 - RESERVE) - weights - plan.arena_bytes
+    left = hardware.memory_bytes - RESERVED_BYTES - weights - plan.arena_bytes
     least = 8 * page_bytes(plan)
     if left >= least > left * fraction:
         raise BenchError(

@@ -51,7 +51,7 @@ from trtllm_engines.quantization.registry import MIXED
 from trtllm_engines.quantization.scheme import WIDE
 from trtllm_kernels import tactics
 from trtllm_kernels.compile.cubin import Cubin
-from trtllm_kernels.dialect.specs import as_stored
+from trtllm_kernels.dialect.specs import DTYPES, as_stored, storage_shape
 from trtllm_kernels.dialect.types import TensorSpec
 
 __all__ = ["CHECKSUMS", "COPIED", "PLAN", "Engine", "check_files", "load_engine", "rank_weights", "rebuild_command", "writing"]
@@ -89,9 +89,20 @@ class Engine:
         loaded = self._read(CONSTANTS, self.plan.constants, device)
         if self.plan.weights_source["kind"] == "dummy":
             source = DummyWeights(int(self.plan.weights_source["seed"]))
-            return loaded | {name: assemble(self.plan, name, source, device, rank) for name in self.plan.weights}
+            return loaded | self._drawn(source, device, rank)
         number = self.plan.stage.index * self.plan.parallel.tp + rank
         return loaded | self._read(rank_weights(number), self.plan.weights, device)
+
+    def _drawn(self, source: DummyWeights, device: torch.device, rank: int) -> dict[str, Tensor]:
+        """All are allocated before the first is drawn: what drawing takes meanwhile would lie between them and leave gaps in the device's
+        memory, too small for the KV cache."""
+        weights = {
+            name: torch.empty(storage_shape([int(dim) for dim in spec.shape], spec.dtype), dtype=DTYPES[spec.dtype], device=device)
+            for name, spec in self.plan.weights.items()
+        }
+        for name, weight in weights.items():
+            weight.copy_(assemble(self.plan, name, source, device, rank))
+        return weights
 
     def _read(self, name: str, specs: Mapping[str, TensorSpec], device: torch.device) -> dict[str, Tensor]:
         try:
