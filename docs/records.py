@@ -78,8 +78,13 @@ class Line:
     def precision(self) -> str:
         """With its cache and what attention of prompts multiplies, where these are not the usual ones."""
         cell = self.cell
-        cache = ", KV int8" if cell.kv_dtype == "int8" else ""
+        cache = "" if self.usual_cache else f", KV {cell.kv_dtype}"
         return f"{cell.precision}{cache}{IN_FP8 if cell.settings.get('context_attention') == 'fp8' else ''}"
+
+    @property
+    def usual_cache(self) -> bool:
+        """Wide under wide weights, else fp8."""
+        return self.cell.kv_dtype in ("", "bf16" if self.cell.precision == "bf16" else "fp8")
 
     @property
     def layout(self) -> str:
@@ -405,7 +410,7 @@ def overview() -> str:
     for line in lines():
         cell = line.cell
         layout = not (cell.pp > 1 or cell.replicas > 1)
-        if not closed(line) or cell.precision not in ("fp8", "bf16") or cell.kv_dtype == "int8" or not layout:
+        if not closed(line) or cell.precision not in ("fp8", "bf16") or not line.usual_cache or not layout:
             continue
         if short(line) and cell.batch not in (1, FEW):
             continue

@@ -27,7 +27,9 @@ def rate_at_ceilings(cell: MeasuredCell) -> float:
     steps, hardware, plans = read_steps(cell), hardware_of(cell.row.environment), plans_of(cell.row)
     counters, page = [PlanCounter(plan) for plan in plans], plans[0].profile.page_size
     taken, idle = step_times(steps)
-    chosen, scale = sampled_steps(taken)
-    shapes = [shape_of(steps, index, page, len(plans)) for index in chosen]
-    least = scale * sum(max(step_at_ceilings_us(counter, hardware, shape) for counter in counters) for shape in shapes)
+    least = 0.0
+    for same, chosen in sampled_steps(steps):
+        shapes = [shape_of(steps, index, page, len(plans)) for index in chosen]
+        each = [max(step_at_ceilings_us(counter, hardware, shape) for counter in counters) for shape in shapes]
+        least += sum(each) * len(same) / len(chosen)
     return float(cell.row.figures["output_tokens_per_s"] * (taken.sum() + idle.sum()) / (least + idle.sum()))

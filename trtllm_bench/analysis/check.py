@@ -10,6 +10,7 @@ from typing import cast
 from trtllm_bench.analysis.cells import constants_of, hardware_of, plans_of
 from trtllm_bench.analysis.predict import predict
 from trtllm_bench.errors import BenchError
+from trtllm_bench.roofline.counts import StepShape
 from trtllm_bench.roofline.hardware import Hardware
 from trtllm_bench.spec.measurement import EngineSpec
 from trtllm_bench.targets.registry import is_own
@@ -53,24 +54,31 @@ def check(
     return checked
 
 
+def predict_again(row: Row, hardware: Hardware, on_steps: Callable[[list[tuple[StepShape, int]]], None] | None = None) -> dict[str, float]:
+    """Figures that `predict` gives for the run of a row, of fixed lengths, under the row's own settings. `on_steps` and what is raised: as
+    there."""
+    cell, settings, usual = row.cell, row.cell.settings, EngineSpec()
+    figures, _ = predict(
+        plans_of(row),
+        hardware,
+        fixed(cell.num_requests or 4 * max(cell.batch, 1), cell.isl, cell.osl, vocab_size=256, seed=0),
+        concurrency=cell.batch,
+        policy=cast(Policy, settings.get("policy") or usual.policy),
+        kv_cache_fraction=float(settings.get("kv_cache_fraction") or usual.kv_cache_fraction),
+        replicas=cell.replicas,
+        constants=constants_of(row),
+        on_steps=on_steps,
+    )
+    return figures
+
+
 def _checked(repeats: Sequence[Row], hardware: Hardware | None) -> Checked | None:
     row = repeats[-1]
-    cell, settings, usual = row.cell, row.cell.settings, EngineSpec()
-    workload = fixed(cell.num_requests or 4 * max(cell.batch, 1), cell.isl, cell.osl, vocab_size=256, seed=0)
     hardware = hardware or hardware_of(row.environment)
     if not hardware.memory_bytes:
         return None
     try:
-        predicted, _ = predict(
-            plans_of(row),
-            hardware,
-            workload,
-            concurrency=cell.batch,
-            policy=cast(Policy, settings.get("policy") or usual.policy),
-            kv_cache_fraction=float(settings.get("kv_cache_fraction") or usual.kv_cache_fraction),
-            replicas=cell.replicas,
-            constants=constants_of(row),
-        )
+        predicted = predict_again(row, hardware)
     except EngineError:
         return None
     return Checked(row, statistics.fmean(one.figures[FIGURE] for one in repeats), predicted[FIGURE])

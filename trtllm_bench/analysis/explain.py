@@ -21,7 +21,7 @@ from trtllm_bench.roofline.costs import step_seconds
 from trtllm_bench.roofline.counts import StepShape
 
 IDLE, UNKNOWN = "no step in flight", "not accounted for"
-SAMPLED_STEPS = 400
+SAMPLED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,19 @@ def from_log(cell: MeasuredCell, model: StepModel | PipelineModel) -> Breakdown:
     Raises `BenchError` for a row without a step log."""
     steps = read_steps(cell)
     taken, idle = step_times(steps)
-    chosen, scale = sampled_steps(taken)
     parts = dict.fromkeys((*PARTS, UNKNOWN), 0.0)
     phases: dict[str, float] = {}
     page = model.counter.plan.profile.page_size
-    for index in chosen:
-        shape = shape_of(steps, index, page, model.stages)
-        predicted = model.step(shape)
-        for name, us in predicted.parts.items():
-            parts[name] += us * scale
-        parts[UNKNOWN] += (float(taken[index]) - predicted.total_us) * scale
-        phases[shape.phase] = phases.get(shape.phase, 0.0) + float(taken[index]) * scale / taken.sum()
+    for same, chosen in sampled_steps(steps):
+        us = float(taken[same].sum())
+        parts[UNKNOWN] += us
+        for index in chosen:
+            shape = shape_of(steps, index, page, model.stages)
+            predicted, weight = model.step(shape), len(same) / len(chosen)
+            for name, part in predicted.parts.items():
+                parts[name] += part * weight
+            parts[UNKNOWN] -= predicted.total_us * weight
+        phases[shape.phase] = us / taken.sum()
     parts[IDLE] = float(idle.sum())
     tokens = max(float(cell.row.figures.get("output_tokens", 0)), 1.0)
     return Breakdown({name: us / tokens for name, us in parts.items() if us}, "step log", phases)
@@ -101,10 +103,13 @@ def step_times(steps: Mapping[str, Any]) -> tuple[Any, Any]:
     return step_seconds(steps) * 1e6, np.maximum(launched - before, 0.0) * 1e6
 
 
-def sampled_steps(taken: Any) -> tuple[list[int], float]:
-    """(at most `SAMPLED_STEPS` indices, spread over the run; ratio of the time of all steps to that of the sampled ones)."""
-    chosen = np.unique(np.linspace(0, len(taken) - 1, min(SAMPLED_STEPS, len(taken))).astype(int))
-    return chosen.tolist(), float(taken.sum() / max(taken[chosen].sum(), 1e-9))
+def sampled_steps(steps: Mapping[str, Any]) -> list[tuple[Any, list[int]]]:
+    """For each phase that the run has (steps that only decode, only read prompts, or both): the indices of its steps, and at most
+    `SAMPLED_STEPS` of them, spread over it, that stand for all. Phases are apart since a step with prompts may take twenty times as long
+    as one that decodes: of a run's few, a sample of all steps takes too many or too few."""
+    decodes, prompts = np.asarray(steps["decode_tokens"]) > 0, np.asarray(steps["context_seqs"]) > 0
+    phases = [np.flatnonzero(phase) for phase in (~prompts, prompts & ~decodes, prompts & decodes)]
+    return [(same, same[np.unique(np.linspace(0, len(same) - 1, SAMPLED_STEPS).astype(int))].tolist()) for same in phases if len(same)]
 
 
 def shape_of(steps: Mapping[str, Any], index: int, page_size: int, stages: int = 1) -> StepShape:

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from trtllm_bench.analysis.cells import constants_of, hardware_of, is_quantized, plans_of
+from trtllm_bench.analysis.check import predict_again
 from trtllm_bench.analysis.kernel_times import KINDS, LOADED_AS, KernelWork, clock_within, watts
-from trtllm_bench.analysis.predict import predict
 from trtllm_bench.analysis.step_constants import FOLDER, QUANTIZED_GPU, StepConstants, constants_for, read_anew
 from trtllm_bench.analysis.step_model import StepModel
 from trtllm_bench.errors import BenchError
@@ -43,7 +43,6 @@ from trtllm_results.compare.published import folder, recorded_stores
 from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 from trtllm_results.versions import newest, versions
-from trtllm_workloads.synthetic import fixed
 
 Moves = np.ndarray[tuple[int], np.dtype[np.float64]]
 """Logarithms of constants over their starts."""
@@ -167,7 +166,7 @@ STARTS: Mapping[str, Mapping[str, float]] = {
         "energy_pj.int8": 0.65,
     }
 }
-"""Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1 and -b64)."""
+"""Where the H200's kernels of today say another thing (results/recorded/h200/profile-fp8-128-256-b1-444f27e and -b64-444f27e)."""
 STEP = 1e-3
 """Of a constant's logarithm, over which its slopes are taken."""
 RATE, PHASE_RATE, CLOCK, POWER = 0.015, 0.03, 0.04, 0.06
@@ -252,12 +251,9 @@ def recorded_run(rows: Sequence[Row], store: Store | None = None) -> RecordedRun
     cell, hardware = row.cell, hardware_of(row.environment)
     if not hardware.power_w:
         raise BenchError(f"{cell.label}: the power limit of {row.environment.gpu} is not known")
-    plans = plans_of(row)
-    constants = constants_of(row)
-    model = StepModel(plans[0], hardware, constants=constants)
+    model = StepModel(plans_of(row)[0], hardware, constants=constants_of(row))
     seen: list[tuple[StepShape, int]] = []
-    load = fixed(cell.num_requests or 1, cell.isl, cell.osl, vocab_size=256, seed=0)
-    predict(plans, hardware, load, concurrency=cell.batch, constants=constants, on_steps=seen.extend)
+    predict_again(row, hardware, seen.extend)
     measured = measured_phases(rows, store)
     phases = []
     for decoding in (True, False):
