@@ -213,12 +213,19 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
         store.finish()
     if address is not None:
         console.print(f"copied to {store.place}", soft_wrap=True)
-    if profile is not None:
+    if profile is not None and any(row.status == "ok" for row in rows):
         _profile(rows, sweep, profile, console)
+    _fail_where_any_is_missing(rows)
+
+
+def _fail_where_any_is_missing(rows: Any) -> None:
+    """Raises `typer.Exit` where a measurement has no result: a script that goes on would take the grid for whole."""
+    if any(row.status != "ok" for row in rows):
+        raise typer.Exit(FAILURE)
 
 
 def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
-    """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
+    """The table, where it is kept, and how many measurements have no result."""
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import sentence
     from trtllm_results.store.layout import ROWS, ROWS_JSON
@@ -228,8 +235,9 @@ def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") ->
     if note:
         sentence(console, note, "dim")
     console.print(f"\nresults: {folder / ROWS}, {folder / ROWS_JSON}", soft_wrap=True)
-    if not any(row.status == "ok" for row in rows):
-        raise typer.Exit(FAILURE)
+    missing = sum(row.status != "ok" for row in rows)
+    if 0 < missing < len(rows):
+        console.print(f"{missing} of {len(rows)} measurements have no result; --resume tries these again and keeps the others", soft_wrap=True)
 
 
 def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:
@@ -262,6 +270,7 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
         with interrupts.keeping(lambda: what_is_kept(folder, cluster.flags)), view.showing(sweep.parts):
             rows = sweep.run()
         _report(rows, spec, folder, console)
+    _fail_where_any_is_missing(rows)
 
 
 def _defaults(given: Mapping[str, Any], on_gpus: bool = False) -> Mapping[str, Any]:
