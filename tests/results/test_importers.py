@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,6 +291,30 @@ def test_what_is_no_result_in_a_folder_is_passed_over_and_told(tmp_path: Path) -
         importers.read(tmp_path)
 
 
+def test_all_tools_results_of_a_folder_are_read_and_each_run_once(tmp_path: Path) -> None:
+    """AIPerf writes each phase's result, warm-up included, below the run's, and all of it as records and as a table too."""
+    run = tmp_path / "deep" / "aiperf"
+    for folder in (run, run / "phases" / "warmup", run / "phases" / "profiling"):
+        folder.mkdir(parents=True)
+        shutil.copy(DATA / "aiperf-0.13.0.json", folder / "profile_export_aiperf.json")
+    shutil.copy(DATA / "aiperf-0.13.0.csv", run / "profile_export_aiperf.csv")
+    shutil.copy(DATA / "aiperf-0.13.0-records.jsonl", run / "profile_export.jsonl")
+    (tmp_path / "serve.json").write_text(json.dumps(result_of_vllm()))
+    (tmp_path / "sglang.jsonl").write_text(json.dumps(SGLANG))
+    (tmp_path / "table").mkdir()
+    shutil.copy(DATA / "guidellm-0.4.0.csv", tmp_path / "table" / "guide.csv")
+    told: list[str] = []
+    rows = importers.read(tmp_path, passed_over=told.append)
+    assert [row.extra["definitions"] for row in rows] == ["vllm", "sglang", "aiperf", "guidellm", "guidellm"]
+    assert [row.repeat for row in rows] == [0] * 5, "a warm-up and a second form are no repeats"
+    (sentence,) = told
+    assert "profile_export.jsonl" in sentence
+    assert "warmup/profile_export_aiperf.json" in sentence
+    assert len(importers.read(run / "phases" / "warmup")) == 1, "its own folder may be named"
+    shutil.copy(DATA / "vllm-serve.json", run / "another.json")
+    assert [row.extra["definitions"] for row in importers.read(run)] == ["aiperf", "vllm"], "another tool's result beside it is not a part"
+
+
 def test_runs_of_one_cell_are_its_repeats(tmp_path: Path) -> None:
     rows = imported(tmp_path, "".join(json.dumps(result_of_vllm(duration=seconds)) for seconds in (20.0, 21.0)))
     assert [row.repeat for row in rows] == [0, 1], "results written behind one another without a line end"
@@ -545,6 +571,35 @@ def test_what_was_in_flight_when_guidellms_time_was_up_did_not_fail(tmp_path: Pa
     (row,) = imported(tmp_path, content)
     assert (row.figures["completed_requests"], row.figures["failed_requests"], row.cell.num_requests) == (12, 0, 15)
     assert (row.status, row.warnings, row.extra["unfinished_requests"]) == ("ok", (), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "settings"),
+    [
+        ("concurrent@6", 6, 0.0, {"strategy": "concurrent"}),
+        ("constant@12.50", 0, 12.5, {"strategy": "constant"}),
+        ("poisson@20.00", 0, 20.0, {"strategy": "poisson"}),
+        ("throughput@32", 0, 0.0, {"strategy": "throughput", "max_concurrency": 32}),
+        ("throughput@unlimited", 0, 0.0, {"strategy": "throughput"}),
+        ("synchronous", 1, 0.0, {"strategy": "synchronous"}),
+        ("incremental@2.0", 0, 0.0, {"strategy": "incremental"}),
+    ],
+)
+def test_the_load_of_guidellms_table_is_in_its_strategys_name(
+    name: str, batch: int, rate: float, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of version 0.8, whose profile no longer lists the strategies."""
+    lines = list(csv.reader((DATA / "guidellm-0.4.0.csv").read_text().splitlines()))
+    profile, strategy = (
+        next(n for n, pair in enumerate(zip(*lines[:2], strict=True)) if pair[1] == title) for title in ("Profile", "Strategy")
+    )
+    for line in lines[3:]:
+        line[profile], line[strategy] = '{"kind": "poisson"}', name
+    with (tmp_path / "a.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(lines)
+    (row, _) = importers.read(tmp_path / "a.csv")
+    assert (row.cell.batch, row.cell.request_rate) == (batch, rate)
+    assert {key: row.cell.settings[key] for key in ("strategy", "max_concurrency") if key in row.cell.settings} == settings
 
 
 def test_guidellms_table_says_what_its_report_says() -> None:

@@ -400,7 +400,8 @@ def import_results(
         changed = importers.as_repeats(changed, others)
         new = importers.as_repeats([row for row in rows if row.row_id not in known], [*others, *changed])
         target.append(*changed)
-        told = f"{extend(target, new)} new of {len(rows)} rows from {path} ({rows[0].extra.get('definitions', 'trtllm-bench')})"
+        tools = dict.fromkeys(str(row.extra.get("definitions", "trtllm-bench")) for row in rows)
+        told = f"{extend(target, new)} new of {len(rows)} rows from {path} ({', '.join(tools)})"
         there = sum(row.row_id in known for row in rows) - len(changed)
         told += f"; {len(changed)} already there, now with {', '.join(settings or [])}" if changed else ""
         typer.echo(told + (f"; {there} already there, unchanged" if there else ""))

@@ -237,7 +237,9 @@ def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") ->
     console.print(f"\nresults: {folder / ROWS}, {folder / ROWS_JSON}", soft_wrap=True)
     missing = sum(row.status != "ok" for row in rows)
     if 0 < missing < len(rows):
-        console.print(f"{missing} of {len(rows)} measurements have no result; --resume tries these again and keeps the others", soft_wrap=True)
+        console.print(
+            f"{missing} of {len(rows)} measurements have no result; --resume tries these again and keeps the others", soft_wrap=True
+        )
 
 
 def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:

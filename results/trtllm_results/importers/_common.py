@@ -47,6 +47,8 @@ class Importer:
     rows: Callable[[Any], list[Row]]
     files: tuple[str, ...] = ()
     """Patterns of the names that its results have in a folder, where they say more than `*.json`; the first that is there is taken."""
+    part_folders: tuple[str, ...] = ()
+    """Folders beside such a file that hold results of parts of its run, by the same name."""
     unreadable: Callable[[Any], str] = _nothing
     """What a file of the tool is that holds no result to import, or ''."""
     unreadable_text: Callable[[str], str] = _nothing

@@ -395,6 +395,8 @@ def _values(records: list[Record], name: str) -> np.ndarray[Any, np.dtype[np.flo
 
 
 TOOLS = {
-    "aiperf": Importer(recognises, rows, files=("profile_export_aiperf.json",), unreadable=unreadable, of_csv=of_csv),
+    "aiperf": Importer(
+        recognises, rows, files=("profile_export_aiperf.json",), part_folders=("phases",), unreadable=unreadable, of_csv=of_csv
+    ),
     "genai-perf": Importer(recognises_genai_perf, rows_genai_perf, files=("profile_export_genai_perf.json",)),
 }

@@ -25,6 +25,7 @@ from trtllm_results.importers._common import (
     epoch_time,
     local_time,
     make,
+    number_of,
     parse,
     ratio,
     scaled,
@@ -273,11 +274,29 @@ def _new_line(line: dict[tuple[str, ...], str], place: int) -> dict[str, Any]:
         start_time_text=at("Timings", "Measure Start Time", "") or at("Timings", "Start Time", ""),
         duration=_value("Duration", at("Timings", "Duration", "Sec")),
         config={
-            "strategy": ours or {"type_": at("Benchmark", "Strategy", "")},
+            "strategy": ours or _strategy_called(at("Benchmark", "Strategy", "")),
             "backend": _object("Backend", at("Run Info", "Backend", "")),
             "requests": _object("Requests", at("Run Info", "Requests", "")),
         },
     )
+
+
+STRATEGY_NUMBERS = {
+    "concurrent": "streams",
+    "constant": "rate",
+    "poisson": "rate",
+    "throughput": "max_concurrency",
+    "trace": "time_scale",
+}
+"""What the number in a strategy's name is: `concurrent@4`, `poisson@20.00`, `throughput@unlimited`."""
+
+
+def _strategy_called(name: str) -> dict[str, Any]:
+    kind, _, number = name.partition("@")
+    value = number_of(number)
+    whole_number = isinstance(value, float) and value.is_integer()
+    known = {STRATEGY_NUMBERS[kind]: int(value) if whole_number else value} if kind in STRATEGY_NUMBERS and value != number else {}
+    return {"type_": kind, **known}
 
 
 def _benchmark(metrics: dict[str, Any], totals: dict[str, Any], **rest: Any) -> dict[str, Any]:
