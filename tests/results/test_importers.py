@@ -267,7 +267,7 @@ def test_a_sweep_of_vllm_is_read_from_its_folder_list_and_table(tmp_path: Path) 
     for rows in (
         importers.read(tmp_path / "sweep"),
         imported(tmp_path, runs),
-        imported(tmp_path, "\n".join(table).replace("[0.1]", "1"), "summary.csv"),
+        imported(tmp_path, "\n".join([*table, ""]).replace("[0.1]", "1"), "summary.csv"),
     ):
         assert [(row.cell.settings["max_num_seqs"], row.repeat) for row in rows] == [(32, 0), (32, 1), (64, 0), (64, 1)]
         assert keys(rows) == 2
@@ -731,3 +731,20 @@ def test_files_of_one_cell_are_imported_as_its_repeats(tmp_path: Path) -> None:
     arguments = ["results", "import", str(tmp_path / "store"), str(tmp_path / "0.json")]
     assert main(arguments) == main([*arguments, str(tmp_path / "1.json")]) == main(arguments) == 0
     assert [row.repeat for row in Store(tmp_path / "store").rows()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "file", ["aiperf-0.13.0.csv", "guidellm-0.4.0.csv", "mlperf-6.0.17-server-summary.txt", "nvidia-throughput-log.txt"]
+)
+def test_a_number_of_a_table_or_log_that_was_cut_in_two_is_not_taken(file: str, tmp_path: Path) -> None:
+    text = (DATA / file).read_bytes()
+    path = tmp_path / file
+    whole = importers.read(DATA / file)
+    for cut in range(len(text) * 9 // 10, len(text)):
+        path.write_bytes(text[:cut])
+        if text[cut - 1 : cut] in (b"\n", b"\r"):
+            continue
+        with pytest.raises(ResultsError, match=r"the last line has no end|must be|lacks"):
+            importers.read(path)
+    path.write_bytes(text)
+    assert importers.read(path)[0].figures == whole[0].figures

@@ -15,6 +15,7 @@ is one module of this folder, whose `TOOLS` say all that differs (`_common.Impor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.row import Row
+from trtllm_results.store.files import check_last_line
 from trtllm_results.store.layout import ROWS
 
 MODULES = (nvidia, vllm, sglang, aiperf, mlperf, guidellm, llmperf, inference_perf)
@@ -130,7 +132,7 @@ def _is_part(path: Path, top: Path) -> bool:
     """Whether a result is of a part of a run, whose own result lies in a folder above it."""
     names = {name for one in TOOLS.values() for name in one.part_folders}
     above = [folder for folder in path.parents if folder.is_relative_to(top)]
-    return any(inner.name in names and (outer / path.name).is_file() for inner, outer in zip(above, above[1:], strict=False))
+    return any(inner.name in names and (outer / path.name).is_file() for inner, outer in itertools.pairwise(above))
 
 
 def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
@@ -177,6 +179,7 @@ def _content(text: str, path: Path) -> Any:
     """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
     importers = TOOLS.values()
     if (log := _first(one.of_text(text) for one in importers)) is not None:
+        check_last_line(text, path)
         return log
     if what := _first(one.unreadable_text(text) or None for one in importers):
         raise ResultsError(f"{path} is {what}")
@@ -185,6 +188,7 @@ def _content(text: str, path: Path) -> Any:
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
         if lines and (table := _first(one.of_csv(lines) for one in importers)) is not None:
+            check_last_line(text, path)
             return table
         if lines and {"row_id", "cell_key"} <= set(lines[0]):
             raise OwnTable(path)
