@@ -166,8 +166,10 @@ def _claimed(
     claim: Any, toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, defaults: Any, check: Any
 ) -> tuple[Any, Path]:
     """The specification, once `check` has passed it, and the sweep's folder: from the first look into it to the end of `claim`, no other
-    sweep may write there."""
-    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder
+    sweep may write there, and a resumed one works where it was started if its relative paths lead nowhere from here."""
+    from contextlib import chdir
+
+    from trtllm_bench.sweep.folder import folder_of_paths, holds_sweep, new_folder, resumed_folder
     from trtllm_bench.sweep.spec import load_spec
 
     if resume and out is None:
@@ -177,6 +179,11 @@ def _claimed(
         given = toml is not None or any(value is not None for value in flags.values())
         earlier = claim.enter_context(resumed_folder(out, given))
     known = earlier is not None and holds_sweep(earlier)
+    if known and earlier is not None and (there := folder_of_paths(earlier)) is not None:
+        if given:
+            raise BenchError(f"the sweep in {out} was started in {there}, where its paths lead; to give it other settings, go on there")
+        earlier = earlier.absolute()
+        claim.enter_context(chdir(there))
     spec = load_spec(flags, toml, earlier if known else None, defaults)
     check(spec)
     return spec, earlier or claim.enter_context(new_folder(out))
