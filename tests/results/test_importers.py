@@ -426,6 +426,21 @@ def test_sglang_serving(tmp_path: Path) -> None:
     assert (detailed.cell.num_requests, detailed.warnings) == (103, ("3 of 103 requests failed",))
 
 
+@pytest.mark.parametrize("tool", ["sglang", "aiperf", "guidellm"])
+def test_goodput_within_other_limits_is_another_cell(tool: str, tmp_path: Path) -> None:
+    def measured(ttft: float, e2e: float) -> Row:
+        aiperf, guidellm = (json.loads((DATA / file).read_text()) for file in ("aiperf-0.13.0.json", "guidellm-0.8.1.json"))
+        aiperf["input_config"]["slos"] = {"time_to_first_token": ttft, "request_latency": e2e}
+        guidellm["benchmarks"][0]["config"]["slo"] = {"ttft_ms": ttft, "tpot_ms": None, "e2el_ms": e2e}
+        sglang = {**SGLANG, "goodput_slos_ms": {"ttft": ttft, "e2el": e2e}, "request_goodput": 3.0, "slo_attainment": 0.9}
+        (row,) = imported(tmp_path, {"aiperf": aiperf, "guidellm": guidellm, "sglang": sglang}[tool])
+        return row
+
+    first, second = measured(75.0, 900.0), measured(80.0, 900.0)
+    assert first.settings["goodput"] == "e2e:900,ttft:75"
+    assert first.key != second.key
+
+
 def test_sglang_batches(tmp_path: Path) -> None:
     offline = {
         "backend": "engine",

@@ -232,6 +232,13 @@ def make(cell: Cell, figures: Mapping[str, float | None], tool: str, content: An
     )
 
 
+def limits_ms(limits: Any, names: Mapping[str, str]) -> dict[str, float] | None:
+    """The limits (ms) that a goodput counts within, by our names where `names` has theirs; None where the file tells none. Two runs that
+    differ in them are two cells."""
+    told = limits if isinstance(limits, Mapping) else {}
+    return {names.get(name, name): float(limit) for name, limit in told.items() if isinstance(limit, int | float) and limit > 0} or None
+
+
 def settings_of(**values: Any) -> dict[str, Any]:
     """Settings that were given."""
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}

@@ -27,6 +27,7 @@ from trtllm_results.importers._common import (
     Text,
     epoch_time,
     iso_time,
+    limits_ms,
     make,
     parse,
     ratio,
@@ -258,7 +259,7 @@ def _cell_of(config: dict[str, Any], figures: Mapping[str, float | None], tool: 
         target=SERVERS.get(server, "openai")
         if kind in ("triton", "tensorrtllm_engine") or (tool == "genai-perf" and server == "vllm")
         else "openai",
-        settings=_settings(config, phase),
+        settings=_settings(config, phase) | settings_of(slo_ms=limits_ms(_asked_goodput(config), LATENCIES)),
     )
 
 
@@ -299,8 +300,9 @@ def _flatten(values: Any, prefix: str = "", depth: int = 6) -> Iterator[tuple[st
             yield name, value
 
 
-def _asked_goodput(config: dict[str, Any]) -> bool:
-    return bool(_find(config, "input.goodput", "goodput", "slos"))
+def _asked_goodput(config: dict[str, Any]) -> Any:
+    """The limits that were asked for, if any."""
+    return _find(config, "input.goodput", "goodput", "slos")
 
 
 def _find(config: dict[str, Any], *paths: str) -> Any:

@@ -23,6 +23,7 @@ from trtllm_results.importers._common import (
     Rate,
     Text,
     epoch_time,
+    limits_ms,
     local_time,
     make,
     number_of,
@@ -40,6 +41,7 @@ from trtllm_results.record.row import Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""
+SLO_NAMES = {"ttft_ms": "ttft", "tpot_ms": "tpot", "e2el_ms": "e2e"}
 ASKED = ("request_format", "request_type", "stream", "max_tokens", "max_output_tokens", "server_history")
 """Of `backend`."""
 CSV_SPREAD = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p95", "p99", "max")
@@ -93,6 +95,7 @@ class Args(Foreign):
     strategy: Strategy = Strategy()
     backend: dict[str, Any] = Field(default_factory=dict)
     requests: dict[str, Any] = Field(default_factory=dict)
+    slo: dict[str, Any] | None = None
 
 
 class Benchmark(Foreign):
@@ -191,6 +194,7 @@ def _cell(benchmark: Benchmark, config: Args, totals: Totals) -> Cell:
             data=str(config.requests.get("data") or benchmark.request_loader.get("data") or ""),
             preprocessors=json.dumps(config.requests.get("preprocessors")) if config.requests.get("preprocessors") else None,
             rampup_s=strategy.rampup_duration,
+            slo_ms=limits_ms(config.slo, SLO_NAMES),
             time_scale=strategy.time_scale if strategy.time_scale != 1.0 else None,
             **_of_requests(config.backend),
         ),
