@@ -314,20 +314,28 @@ def _notes(sets: Sequence[ResultSet]) -> tuple[str, ...]:
 
 def _settings(sets: Sequence[ResultSet], aligned: Sequence[Mapping[Key, Sequence[Row]]], known: Sequence[str]) -> tuple[str, ...]:
     """That cells all sets have were measured under other settings, which no field tells that cells are lined up by."""
-    common = [key for key in aligned[0] if all(key in cells for cells in aligned)]
-    told: list[dict[str, set[str]]] = []
-    for cells in aligned:
-        values: dict[str, set[str]] = {}
-        for row in (row for key in common for row in cells[key] if row.status == "ok"):
-            for name, value in row.settings.items():
-                if name not in known and not isinstance(value, Mapping):
-                    values.setdefault(name, set()).add(shown(value).strip("'"))
-        told.append(values)
-    names = [name for name in told[0] if all(name in values for values in told) and any(values[name] != told[0][name] for values in told)]
-    sides = {name: [f"{_either(values[name])} in {one.name}" for one, values in zip(sets, told, strict=True)] for name in names}
-    each = [f"{name} {', '.join(sides[name])}" for name in names[:SETTINGS_NAMED]]
-    more = f"; and {len(names) - SETTINGS_NAMED} more" if len(names) > SETTINGS_NAMED else ""
-    return (f"settings differ: {'; '.join(each)}{more}",) if names else ()
+    apart: dict[str, list[set[str]]] = {}
+    for key in (key for key in aligned[0] if all(key in cells for cells in aligned)):
+        sides = [_values_of_settings(cells[key], known) for cells in aligned]
+        for name in sides[0]:
+            if all(name in side for side in sides) and any(side[name] != sides[0][name] for side in sides):
+                for seen, side in zip(apart.setdefault(name, [set() for _ in sides]), sides, strict=True):
+                    seen |= side[name]
+    each = [
+        f"{name} {', '.join(f'{_either(values)} in {one.name}' for one, values in zip(sets, seen, strict=True))}"
+        for name, seen in list(apart.items())[:SETTINGS_NAMED]
+    ]
+    more = f"; and {len(apart) - SETTINGS_NAMED} more" if len(apart) > SETTINGS_NAMED else ""
+    return (f"settings differ: {'; '.join(each)}{more}",) if apart else ()
+
+
+def _values_of_settings(rows: Sequence[Row], known: Sequence[str]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.settings.items() if row.status == "ok" else ():
+            if name not in known and not isinstance(value, Mapping):
+                values.setdefault(name, set()).add(shown(value).strip("'"))
+    return values
 
 
 def other_limits(figure: str, base: str, base_rows: Sequence[Row], other: str, other_rows: Sequence[Row]) -> str:
