@@ -359,6 +359,7 @@ def test_times_are_utc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
     throughput = {
+        "model_id": "m",
         "elapsed_time": 4.0,
         "num_requests": 100,
         "total_num_tokens": 25_600,
@@ -366,8 +367,9 @@ def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
         "tokens_per_second": 6400.0,
     }
     (row,) = imported(tmp_path, throughput)
-    assert (row.figures["total_tokens_per_s"], row.figures["duration_s"]) == (6400.0, 4.0)
+    assert (row.figures["total_tokens_per_s"], row.figures["duration_s"], row.cell.model) == (6400.0, 4.0, "m")
     latency = {
+        "model_id": "m",
         "avg_latency": 0.5,
         "std_latency": 0.1,
         "latencies": [0.4, 0.6],
@@ -375,6 +377,9 @@ def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
     }
     (row,) = imported(tmp_path, latency)
     assert (row.figures["e2e_mean_ms"], row.figures["e2e_p99_ms"], row.figures["e2e_max_ms"]) == (500.0, 598.0, 600.0)
+    assert row.cell.model == "m"
+    del throughput["model_id"]
+    assert imported(tmp_path, throughput)[0].cell.model == "", "versions before 0.33 did not name it"
 
 
 def test_nvidias_fork_of_vllms_script_names_its_server(tmp_path: Path) -> None:
@@ -575,7 +580,14 @@ def test_what_vllms_client_held_back_is_told(tmp_path: Path) -> None:
     (row,) = imported(tmp_path, result_of_vllm(max_concurrency=8, mean_client_queue_time_ms=120.5))
     assert row.warnings == ("latencies count from sending: 120.5 ms (mean) that requests waited for --max-concurrency are left out",)
     assert row.extra["client_queue_mean_ms"] == 120.5
-    for without in ({"mean_client_queue_time_ms": 0.0}, {"mean_client_queue_time_ms": 120.5, "request_rate": "inf"}):
+    (detailed,) = imported(tmp_path, result_of_vllm(max_concurrency=8, queue_times=[0.0, 0.5]))
+    assert detailed.warnings == ("latencies count from sending: 250 ms (mean) that requests waited for --max-concurrency are left out",)
+    for without in (
+        {"mean_client_queue_time_ms": 0.0},
+        {"mean_client_queue_time_ms": 0.2},
+        {"queue_times": ["x"]},
+        {"mean_client_queue_time_ms": 120.5, "request_rate": "inf"},
+    ):
         assert imported(tmp_path, result_of_vllm(max_concurrency=8, **without))[0].warnings == ()
 
 
