@@ -38,6 +38,8 @@ OTHER_RESULTS = (("*.json", "*.jsonl"), ("*.csv",))
 """What is taken of a folder that has no file of a name that a tool always gives its result: the first of these groups that it has."""
 MOST_LOOKED_INTO = 1 << 24
 """Bytes of a file of which a folder's other files have been taken; what tools write beside a result may be hundreds of megabytes."""
+FEWEST_ALIKE = 6
+"""Figures by which a run is known again."""
 LISTED = 5
 """Files not read that a sentence names."""
 NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HTML"}
@@ -207,6 +209,23 @@ def _unknown(path: Path, content: Any) -> str:
     if what := _first(one.unreadable(content) or None for one in TOOLS.values()):
         return f"{path} is {what}"
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"
+
+
+def in_another_form(present: Iterable[Row], imported: Iterable[Row]) -> set[str]:
+    """Ids of those `imported` whose run is `present` already from another file, such as the table beside a report. Runs of their own never
+    agree in every figure, and one run taken for two repeats would look certain."""
+    by_key: dict[str, list[Row]] = {}
+    for row in present:
+        by_key.setdefault(row.key, []).append(row)
+    return {row.row_id for row in imported if any(_same_run(row, other) for other in by_key.get(row.key, ()))}
+
+
+def _same_run(row: Row, other: Row) -> bool:
+    files = [one.extra.get("imported_from") for one in (row, other)]
+    shared = [(row.figures[name], other.figures[name]) for name in row.figures if name in other.figures]
+    if row.row_id == other.row_id or None in files or files[0] == files[1] or row.repeat or len(shared) < FEWEST_ALIKE:
+        return False
+    return all(math.isclose(ours, theirs, rel_tol=1e-6) for ours, theirs in shared)
 
 
 def corrected(present: Iterable[Row], imported: Iterable[Row], overrides: Mapping[str, str]) -> list[Row]:
