@@ -431,6 +431,17 @@ def test_sglang_serving(tmp_path: Path) -> None:
     assert (detailed.cell.num_requests, detailed.warnings) == (103, ("3 of 103 requests failed",))
 
 
+def test_requests_of_aiperf_that_failed_were_asked_for_too(tmp_path: Path) -> None:
+    """Else repeats of which some had failures would be other cells."""
+    report = json.loads((DATA / "aiperf-0.13.0.json").read_text())
+    asked = int(report["request_count"]["avg"])
+    failing = {**report, "request_count": {"unit": "requests", "avg": asked - 3}, "error_request_count": {"unit": "requests", "avg": 3}}
+    (whole,), (failed,) = imported(tmp_path, report), imported(tmp_path, failing)
+    assert (whole.cell.num_requests, failed.cell.num_requests) == (asked, asked)
+    assert failed.warnings == (f"3 of {asked} requests failed",)
+    assert whole.key == failed.key
+
+
 @pytest.mark.parametrize("tool", ["sglang", "aiperf", "guidellm"])
 def test_goodput_within_other_limits_is_another_cell(tool: str, tmp_path: Path) -> None:
     def measured(ttft: float, e2e: float) -> Row:

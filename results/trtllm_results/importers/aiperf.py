@@ -254,7 +254,7 @@ def _cell_of(config: dict[str, Any], figures: Mapping[str, float | None], tool: 
         batch=asked.concurrency or 0,
         isl=whole(figures["input_length_mean"]),
         osl=whole(figures["output_length_mean"]),
-        num_requests=whole(figures["completed_requests"]),
+        num_requests=whole(figures["completed_requests"]) + whole(figures["failed_requests"]),
         request_rate=asked.rate or 0.0,
         target=SERVERS.get(server, "openai")
         if kind in ("triton", "tensorrtllm_engine") or (tool == "genai-perf" and server == "vllm")
