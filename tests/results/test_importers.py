@@ -640,6 +640,21 @@ def test_the_load_of_guidellms_table_is_in_its_strategys_name(
     assert {key: row.cell.settings[key] for key in ("strategy", "max_concurrency") if key in row.cell.settings} == settings
 
 
+def test_rates_of_guidellm_without_its_warm_up_are_its_own(tmp_path: Path) -> None:
+    """In a run of GuideLLM 0.8.1 with a warm-up of 20%, whole requests over the rest of the time made 517.9 tokens/s of its 500.4."""
+    report = json.loads((DATA / "guidellm-0.8.1.json").read_text())
+    (benchmark,) = report["benchmarks"]
+    (whole,) = imported(tmp_path, report)
+    assert whole.figures["requests_per_s"] == pytest.approx(24 / benchmark["duration"])
+    for name, rate in (("requests_per_second", 19.0), ("output_tokens_per_second", 310.0), ("tokens_per_second", 1300.0)):
+        benchmark["metrics"].setdefault(name, {})["successful"] = {"mean": rate}
+    names = ("requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
+    (uncut,) = imported(tmp_path, {**report, "benchmarks": [benchmark | {"warmup_duration": 0.0, "cooldown_duration": 0.0}]})
+    assert [uncut.figures[name] for name in names] == [whole.figures[name] for name in names]
+    (cut,) = imported(tmp_path, {**report, "benchmarks": [benchmark | {"warmup_duration": 0.2, "cooldown_duration": 0.0}]})
+    assert [cut.figures[name] for name in names] == [19.0, 310.0, 1300.0]
+
+
 def test_guidellms_table_says_what_its_report_says() -> None:
     for table, report in zip(importers.read(DATA / "guidellm-0.4.0.csv"), importers.read(DATA / "guidellm-0.4.0.json"), strict=True):
         assert table.key == report.key

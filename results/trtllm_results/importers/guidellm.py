@@ -75,6 +75,9 @@ class Metrics(Foreign):
     time_to_first_token_ms: Statuses = Statuses()
     time_per_output_token_ms: Statuses = Statuses()
     inter_token_latency_ms: Statuses = Statuses()
+    requests_per_second: Statuses = Statuses()
+    output_tokens_per_second: Statuses = Statuses()
+    tokens_per_second: Statuses = Statuses()
     request_goodput: Statuses | None = None
     slo_attainment: MeasuredOrZero = None
 
@@ -107,6 +110,8 @@ class Benchmark(Foreign):
     request_totals: Totals | None = None
     start_time: Measured = None
     duration: Measured = None
+    warmup_duration: Measured = None
+    cooldown_duration: Measured = None
 
 
 def recognises(content: Any) -> bool:
@@ -145,6 +150,8 @@ def _row(one: Any, version: str) -> Row:
     }
     started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
     figures = _figures(benchmark.metrics, totals, benchmark.duration)
+    if benchmark.warmup_duration or benchmark.cooldown_duration:
+        figures |= _rates_within(benchmark.metrics)
     return make(_cell(benchmark, config, totals), figures, "guidellm", one, started_at=started, extra=extra)
 
 
@@ -173,6 +180,17 @@ def _figures(metrics: Metrics, totals: Totals, seconds: float | None) -> dict[st
         if figures[f"{ours}_p50_ms"] is None:
             figures[f"{ours}_p50_ms"] = scaled(spread.median, factor)
     return figures
+
+
+def _rates_within(metrics: Metrics) -> dict[str, float | None]:
+    """Rates of a run of which a beginning or an end was cut off, by the tool's own account: its totals hold whole requests that lie partly
+    outside of the duration, and divided by it would be too high."""
+    theirs = {
+        "requests_per_s": metrics.requests_per_second,
+        "output_tokens_per_s": metrics.output_tokens_per_second,
+        "total_tokens_per_s": metrics.tokens_per_second,
+    }
+    return {name: rates.successful.mean for name, rates in theirs.items()}
 
 
 def _cell(benchmark: Benchmark, config: Args, totals: Totals) -> Cell:
@@ -251,6 +269,9 @@ CSV_METRICS = {
     "inter_token_latency_ms": ("Inter Token Latency", "Successful ms"),
     "prompt_token_count": ("Token Metrics", "Successful Input Tokens"),
     "output_token_count": ("Token Metrics", "Successful Output Tokens"),
+    "requests_per_second": ("Server Throughput", "Successful Requests/Sec"),
+    "output_tokens_per_second": ("Token Throughput", "Successful Output Tokens/Sec"),
+    "tokens_per_second": ("Token Throughput", "Successful Total Tokens/Sec"),
 }
 
 
@@ -277,6 +298,8 @@ def _new_line(line: dict[tuple[str, ...], str], place: int) -> dict[str, Any]:
         totals,
         start_time_text=at("Timings", "Measure Start Time", "") or at("Timings", "Start Time", ""),
         duration=_value("Duration", at("Timings", "Duration", "Sec")),
+        warmup_duration=_value("Warmup", at("Timings", "Warmup", "Sec")),
+        cooldown_duration=_value("Cooldown", at("Timings", "Cooldown", "Sec")),
         config={
             "strategy": ours or _strategy_called(at("Benchmark", "Strategy", "")),
             "backend": _object("Backend", at("Run Info", "Backend", "")),
