@@ -235,6 +235,25 @@ def test_a_second_sweep_into_the_same_folder_is_refused_without_resume(capsys: p
     assert "measured before" in out
 
 
+def test_a_sweep_of_relative_paths_goes_on_from_another_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of a model or dataset is part of a cell as it was given, so it stays and the sweep works where it leads somewhere."""
+    (tmp_path / "start").mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    Path("d.jsonl").write_text('{"input_ids": [1, 2], "output_tokens": 2}\n')
+    assert run(capsys, "sweep", "--target", "null", "--dataset", "d.jsonl", "--batch-size", "1,2", "--out", "runs")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = run(capsys, "sweep", "--resume", "--out", "../start/runs")
+    assert code == 0, err
+    assert out.count("measured before") == 2
+    assert Path.cwd() == tmp_path / "elsewhere"
+    assert "go on there" in refused(capsys, "sweep", "--resume", "--out", "../start/runs", "--repeats", 2)
+    (tmp_path / "start" / "d.jsonl").unlink()
+    assert "d.jsonl" in refused(capsys, "sweep", "--resume", "--out", "../start/runs")
+
+
 def test_sweep_output_fits_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

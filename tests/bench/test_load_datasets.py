@@ -66,6 +66,20 @@ def test_a_trace_becomes_a_dataset_with_its_times_and_prefixes(tmp_path: Path) -
     assert len(workload.arrival_s) == 10
 
 
+@pytest.mark.parametrize(("flags", "told"), [((), 1), (("--replay",), 0), (("--request-rate", "900"), 0)])
+def test_arrival_times_that_nothing_asks_for_are_said_to_be_unused(
+    flags: tuple[str, ...], told: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('requests = 4\ninput = 8\noutput = 2\narrivals = "poisson:900"\n')
+    grid = ["--target", "null", "--dataset", str(path), "--max-lag-ms", "10000", *flags]
+    assert run("throughput", *grid) == 0
+    assert run("sweep", *grid, "--batch-size", "1,2", "--out", str(tmp_path / "s")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(f"the arrival times of {path} are not used") == 2 * told
+    assert said.count("--replay keeps the times") == 2 * told
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -175,6 +175,8 @@ def test_a_connection_closed_while_idle_is_replaced(server: QuirkServer) -> None
     assert result.failures == ()
     assert server.closed, "a connection was used again"
     assert server.served["closing"] == 9
+    assert result.log.columns["resent"].sum() == 1
+    assert not load(server, "plain", osl=2, n=2).log.columns["resent"].any()
 
 
 def test_a_request_lost_while_it_was_worked_on_fails_and_is_not_sent_again(server: QuirkServer, monkeypatch: pytest.MonkeyPatch) -> None:

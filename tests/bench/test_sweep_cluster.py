@@ -53,7 +53,8 @@ def test_jobs_that_are_stopped_go_on_and_one_that_fails_leaves_its_reason(
 
     monkeypatch.setattr(ClusterView, "row", show)
     code, out, _ = run(capsys, *grid[:3], "--resume", "--out", tmp_path)
-    assert code == 0
+    assert code == 1, "a job that failed has left cells without a result"
+    assert "2 of 4 measurements have no result; --resume tries these again and keeps the others" in out
     rows = Store(tmp_path).rows()
     assert [(row.cell.target, row.cell.batch, row.status) for row in rows] == [
         ("fake", 1, "ok"),

@@ -29,7 +29,7 @@ def test_a_rank_that_dies_ends_its_cell_and_the_sweep_goes_on(
 
     monkeypatch.setattr(RankProcesses, "launch", killing)
     grid = ["--model", "tiny-llama", "--precision", "fp32", "--device", "cpu", "--tp", "1,2", "--concurrency", "1,2"]
-    assert main(["sweep", *grid, "--isl", "8", "--osl", "4", "--max-lag-ms", "10000", "--out", str(tmp_path / "store")]) == 0
+    assert main(["sweep", *grid, "--isl", "8", "--osl", "4", "--max-lag-ms", "10000", "--out", str(tmp_path / "store")]) == 1
     rows = Store(tmp_path / "store").rows()
     assert [(row.cell.tp, row.cell.batch, row.status) for row in rows] == [(1, 1, "ok"), (1, 2, "ok"), (2, 1, "failed"), (2, 2, "ok")]
     assert "rank 1" in rows[2].reason

@@ -120,6 +120,23 @@ def test_an_import_of_our_own_tables_names_merge(capsys: pytest.CaptureFixture[s
         )
 
 
+def test_a_run_imported_from_its_report_and_its_table_is_one_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [DATA / f"guidellm-0.4.0.{form}" for form in ("json", "csv")]
+    code, out, _ = run(capsys, "results", "import", tmp_path / "s", *files)
+    assert code == 0
+    assert "0 new of 2 rows" in out
+    assert "2 already there from another file of the same run" in out
+    assert [row.repeat for row in Store(tmp_path / "s").rows()] == [0, 0]
+    again = tmp_path / "again.csv"
+    again.write_text(files[1].read_text().replace("2026-", "2025-"))
+    assert "0 new" in run(capsys, "results", "import", tmp_path / "s", again)[1], "known by its figures"
+    report = json.loads(files[0].read_text())
+    for one in report["benchmarks"]:
+        one["duration"] *= 1.01
+    (tmp_path / "slower.json").write_text(json.dumps(report))
+    assert "2 new of 2 rows" in run(capsys, "results", "import", tmp_path / "s", tmp_path / "slower.json")[1]
+
+
 def test_a_merge_of_a_damaged_stores_json_brings_its_side_tables_along(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """As the sentence on the damaged table says, which can be pasted."""
     a = store(tmp_path / "a store")

@@ -42,6 +42,7 @@ def sets(a: list[Row], b: list[Row]) -> list[ResultSet]:
     return [ResultSet("before", tuple(a)), ResultSet("after", tuple(b))]
 
 
+GOODPUT = "goodput_requests_per_s"
 BASE = [100.0, 100.4, 99.8, 100.1]
 
 
@@ -164,6 +165,20 @@ def test_predictions_are_neither_ours_beside_published_figures_nor_a_baseline() 
 def test_across_gpus_notes_what_differs() -> None:
     found = compare(sets(rows(BASE), rows(BASE, environment=Environment(gpu="A100", driver="580.1"))), across_gpus=True)
     assert found.notes == ("gpu differs: before NVIDIA H100 80GB HBM3; after A100",)
+
+
+def test_goodput_under_other_limits_is_no_change_and_other_settings_are_noted() -> None:
+    def limited(ttft: float, warmup: int) -> list[Row]:
+        both = [rows(BASE, figure=name, settings={"slo_ms": {"ttft": ttft}, "warmup": warmup}) for name in (GOODPUT, "requests_per_s")]
+        return [dataclasses.replace(one, figures={**one.figures, **other.figures}) for one, other in zip(*both, strict=True)]
+
+    figures = [GOODPUT, "requests_per_s"]
+    found = compare(sets(limited(200, 2), limited(400, 5)), figures)
+    assert [change.figure for change in found.changes] == ["requests_per_s"]
+    assert [reason for _, reason in found.left_out] == [f"{GOODPUT} counts within other limits: ttft:200 in before, ttft:400 in after"]
+    assert found.notes == ("settings differ: warmup 2 in before, 5 in after; goodput ttft:200 in before, ttft:400 in after",)
+    alike = compare(sets(limited(200, 2), limited(200, 2)), figures)
+    assert (len(alike.changes), alike.left_out, alike.notes) == (2, (), ())
 
 
 def test_other_chips_of_one_kind_are_named_with_their_clocks() -> None:

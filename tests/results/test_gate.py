@@ -28,6 +28,7 @@ from trtllm_results.stats import paired
 run_gate = functools.partial(gate_run.run_gate, seed=34)
 """Seed 34 draws A B B A, B A A B, A B B A, B A A B first."""
 H100 = Environment(gpu="H100", driver="580.1", power_limit_w=700.0)
+GOODPUT = "goodput_requests_per_s"
 RATE, TTFT = "output_tokens_per_s", "ttft_p99_ms"
 
 
@@ -227,6 +228,23 @@ def test_baseline_check_refuses_other_machines_and_other_cells() -> None:
     zero = [dataclasses.replace(row, figures={RATE: 0.0}) for row in rows(1000)]
     with pytest.raises(ResultsError, match="cannot be judged"):
         baseline.check(base, zero, CONFIG)
+
+
+def test_goodput_is_judged_within_the_same_limits_only(tmp_path: Path) -> None:
+    def within(ttft: float) -> list[Row]:
+        return [
+            dataclasses.replace(
+                row, cell=dataclasses.replace(row.cell, settings={"slo_ms": {"ttft": ttft}}), figures={GOODPUT: row.figures[RATE]}
+            )
+            for row in rows(1000)
+        ]
+
+    config = dataclasses.replace(CONFIG, margins={GOODPUT: 0.02})
+    path = tmp_path / "b.json"
+    baseline.save(baseline.accept(None, "b", within(200), ""), path)
+    assert baseline.check(baseline.load(path), within(200), config).findings
+    with pytest.raises(ResultsError, match="within ttft:200 in the baseline and within ttft:400 in the candidate"):
+        baseline.check(baseline.load(path), within(400), config)
 
 
 def test_bad_baseline_files_are_one_sentence(tmp_path: Path) -> None:

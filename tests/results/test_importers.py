@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,7 +267,7 @@ def test_a_sweep_of_vllm_is_read_from_its_folder_list_and_table(tmp_path: Path) 
     for rows in (
         importers.read(tmp_path / "sweep"),
         imported(tmp_path, runs),
-        imported(tmp_path, "\n".join(table).replace("[0.1]", "1"), "summary.csv"),
+        imported(tmp_path, "\n".join([*table, ""]).replace("[0.1]", "1"), "summary.csv"),
     ):
         assert [(row.cell.settings["max_num_seqs"], row.repeat) for row in rows] == [(32, 0), (32, 1), (64, 0), (64, 1)]
         assert keys(rows) == 2
@@ -287,6 +289,30 @@ def test_what_is_no_result_in_a_folder_is_passed_over_and_told(tmp_path: Path) -
     (tmp_path / "a.json").unlink()
     with pytest.raises(ResultsError, match=r"a\.pytorch\.json is vLLM's copy"):
         importers.read(tmp_path)
+
+
+def test_all_tools_results_of_a_folder_are_read_and_each_run_once(tmp_path: Path) -> None:
+    """AIPerf writes each phase's result, warm-up included, below the run's, and all of it as records and as a table too."""
+    run = tmp_path / "deep" / "aiperf"
+    for folder in (run, run / "phases" / "warmup", run / "phases" / "profiling"):
+        folder.mkdir(parents=True)
+        shutil.copy(DATA / "aiperf-0.13.0.json", folder / "profile_export_aiperf.json")
+    shutil.copy(DATA / "aiperf-0.13.0.csv", run / "profile_export_aiperf.csv")
+    shutil.copy(DATA / "aiperf-0.13.0-records.jsonl", run / "profile_export.jsonl")
+    (tmp_path / "serve.json").write_text(json.dumps(result_of_vllm()))
+    (tmp_path / "sglang.jsonl").write_text(json.dumps(SGLANG))
+    (tmp_path / "table").mkdir()
+    shutil.copy(DATA / "guidellm-0.4.0.csv", tmp_path / "table" / "guide.csv")
+    told: list[str] = []
+    rows = importers.read(tmp_path, passed_over=told.append)
+    assert [row.extra["definitions"] for row in rows] == ["vllm", "sglang", "aiperf", "guidellm", "guidellm"]
+    assert [row.repeat for row in rows] == [0] * 5, "a warm-up and a second form are no repeats"
+    (sentence,) = told
+    assert "profile_export.jsonl" in sentence
+    assert "warmup/profile_export_aiperf.json" in sentence
+    assert len(importers.read(run / "phases" / "warmup")) == 1, "its own folder may be named"
+    shutil.copy(DATA / "vllm-serve.json", run / "another.json")
+    assert [row.extra["definitions"] for row in importers.read(run)] == ["aiperf", "vllm"], "another tool's result beside it is not a part"
 
 
 def test_runs_of_one_cell_are_its_repeats(tmp_path: Path) -> None:
@@ -333,6 +359,7 @@ def test_times_are_utc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
     throughput = {
+        "model_id": "m",
         "elapsed_time": 4.0,
         "num_requests": 100,
         "total_num_tokens": 25_600,
@@ -340,8 +367,9 @@ def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
         "tokens_per_second": 6400.0,
     }
     (row,) = imported(tmp_path, throughput)
-    assert (row.figures["total_tokens_per_s"], row.figures["duration_s"]) == (6400.0, 4.0)
+    assert (row.figures["total_tokens_per_s"], row.figures["duration_s"], row.cell.model) == (6400.0, 4.0, "m")
     latency = {
+        "model_id": "m",
         "avg_latency": 0.5,
         "std_latency": 0.1,
         "latencies": [0.4, 0.6],
@@ -349,6 +377,9 @@ def test_vllms_offline_benchmarks(tmp_path: Path) -> None:
     }
     (row,) = imported(tmp_path, latency)
     assert (row.figures["e2e_mean_ms"], row.figures["e2e_p99_ms"], row.figures["e2e_max_ms"]) == (500.0, 598.0, 600.0)
+    assert row.cell.model == "m"
+    del throughput["model_id"]
+    assert imported(tmp_path, throughput)[0].cell.model == "", "versions before 0.33 did not name it"
 
 
 def test_nvidias_fork_of_vllms_script_names_its_server(tmp_path: Path) -> None:
@@ -398,6 +429,32 @@ def test_sglang_serving(tmp_path: Path) -> None:
     assert keys(imported(tmp_path, [SGLANG, {**SGLANG, "random_range_ratio": 0.5}])) == 2
     (detailed,) = imported(tmp_path, {**SGLANG, "errors": [""] * 100 + ["Service Unavailable"] * 3})
     assert (detailed.cell.num_requests, detailed.warnings) == (103, ("3 of 103 requests failed",))
+
+
+def test_requests_of_aiperf_that_failed_were_asked_for_too(tmp_path: Path) -> None:
+    """Else repeats of which some had failures would be other cells."""
+    report = json.loads((DATA / "aiperf-0.13.0.json").read_text())
+    asked = int(report["request_count"]["avg"])
+    failing = {**report, "request_count": {"unit": "requests", "avg": asked - 3}, "error_request_count": {"unit": "requests", "avg": 3}}
+    (whole,), (failed,) = imported(tmp_path, report), imported(tmp_path, failing)
+    assert (whole.cell.num_requests, failed.cell.num_requests) == (asked, asked)
+    assert failed.warnings == (f"3 of {asked} requests failed",)
+    assert whole.key == failed.key
+
+
+@pytest.mark.parametrize("tool", ["sglang", "aiperf", "guidellm"])
+def test_goodput_within_other_limits_is_another_cell(tool: str, tmp_path: Path) -> None:
+    def measured(ttft: float, e2e: float) -> Row:
+        aiperf, guidellm = (json.loads((DATA / file).read_text()) for file in ("aiperf-0.13.0.json", "guidellm-0.8.1.json"))
+        aiperf["input_config"]["slos"] = {"time_to_first_token": ttft, "request_latency": e2e}
+        guidellm["benchmarks"][0]["config"]["slo"] = {"ttft_ms": ttft, "tpot_ms": None, "e2el_ms": e2e}
+        sglang = {**SGLANG, "goodput_slos_ms": {"ttft": ttft, "e2el": e2e}, "request_goodput": 3.0, "slo_attainment": 0.9}
+        (row,) = imported(tmp_path, {"aiperf": aiperf, "guidellm": guidellm, "sglang": sglang}[tool])
+        return row
+
+    first, second = measured(75.0, 900.0), measured(80.0, 900.0)
+    assert first.settings["goodput"] == "e2e:900,ttft:75"
+    assert first.key != second.key
 
 
 def test_sglang_batches(tmp_path: Path) -> None:
@@ -534,7 +591,14 @@ def test_what_vllms_client_held_back_is_told(tmp_path: Path) -> None:
     (row,) = imported(tmp_path, result_of_vllm(max_concurrency=8, mean_client_queue_time_ms=120.5))
     assert row.warnings == ("latencies count from sending: 120.5 ms (mean) that requests waited for --max-concurrency are left out",)
     assert row.extra["client_queue_mean_ms"] == 120.5
-    for without in ({"mean_client_queue_time_ms": 0.0}, {"mean_client_queue_time_ms": 120.5, "request_rate": "inf"}):
+    (detailed,) = imported(tmp_path, result_of_vllm(max_concurrency=8, queue_times=[0.0, 0.5]))
+    assert detailed.warnings == ("latencies count from sending: 250 ms (mean) that requests waited for --max-concurrency are left out",)
+    for without in (
+        {"mean_client_queue_time_ms": 0.0},
+        {"mean_client_queue_time_ms": 0.2},
+        {"queue_times": ["x"]},
+        {"mean_client_queue_time_ms": 120.5, "request_rate": "inf"},
+    ):
         assert imported(tmp_path, result_of_vllm(max_concurrency=8, **without))[0].warnings == ()
 
 
@@ -545,6 +609,50 @@ def test_what_was_in_flight_when_guidellms_time_was_up_did_not_fail(tmp_path: Pa
     (row,) = imported(tmp_path, content)
     assert (row.figures["completed_requests"], row.figures["failed_requests"], row.cell.num_requests) == (12, 0, 15)
     assert (row.status, row.warnings, row.extra["unfinished_requests"]) == ("ok", (), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "settings"),
+    [
+        ("concurrent@6", 6, 0.0, {"strategy": "concurrent"}),
+        ("constant@12.50", 0, 12.5, {"strategy": "constant"}),
+        ("poisson@20.00", 0, 20.0, {"strategy": "poisson"}),
+        ("throughput@32", 0, 0.0, {"strategy": "throughput", "max_concurrency": 32}),
+        ("throughput@unlimited", 0, 0.0, {"strategy": "throughput"}),
+        ("synchronous", 1, 0.0, {"strategy": "synchronous"}),
+        ("incremental@2.0", 0, 0.0, {"strategy": "incremental"}),
+    ],
+)
+def test_the_load_of_guidellms_table_is_in_its_strategys_name(
+    name: str, batch: int, rate: float, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of version 0.8, whose profile no longer lists the strategies."""
+    lines = list(csv.reader((DATA / "guidellm-0.4.0.csv").read_text().splitlines()))
+    profile, strategy = (
+        next(n for n, pair in enumerate(zip(*lines[:2], strict=True)) if pair[1] == title) for title in ("Profile", "Strategy")
+    )
+    for line in lines[3:]:
+        line[profile], line[strategy] = '{"kind": "poisson"}', name
+    with (tmp_path / "a.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(lines)
+    (row, _) = importers.read(tmp_path / "a.csv")
+    assert (row.cell.batch, row.cell.request_rate) == (batch, rate)
+    assert {key: row.cell.settings[key] for key in ("strategy", "max_concurrency") if key in row.cell.settings} == settings
+
+
+def test_rates_of_guidellm_without_its_warm_up_are_its_own(tmp_path: Path) -> None:
+    """In a run of GuideLLM 0.8.1 with a warm-up of 20%, whole requests over the rest of the time made 517.9 tokens/s of its 500.4."""
+    report = json.loads((DATA / "guidellm-0.8.1.json").read_text())
+    (benchmark,) = report["benchmarks"]
+    (whole,) = imported(tmp_path, report)
+    assert whole.figures["requests_per_s"] == pytest.approx(24 / benchmark["duration"])
+    for name, rate in (("requests_per_second", 19.0), ("output_tokens_per_second", 310.0), ("tokens_per_second", 1300.0)):
+        benchmark["metrics"].setdefault(name, {})["successful"] = {"mean": rate}
+    names = ("requests_per_s", "output_tokens_per_s", "total_tokens_per_s")
+    (uncut,) = imported(tmp_path, {**report, "benchmarks": [benchmark | {"warmup_duration": 0.0, "cooldown_duration": 0.0}]})
+    assert [uncut.figures[name] for name in names] == [whole.figures[name] for name in names]
+    (cut,) = imported(tmp_path, {**report, "benchmarks": [benchmark | {"warmup_duration": 0.2, "cooldown_duration": 0.0}]})
+    assert [cut.figures[name] for name in names] == [19.0, 310.0, 1300.0]
 
 
 def test_guidellms_table_says_what_its_report_says() -> None:
@@ -676,3 +784,20 @@ def test_files_of_one_cell_are_imported_as_its_repeats(tmp_path: Path) -> None:
     arguments = ["results", "import", str(tmp_path / "store"), str(tmp_path / "0.json")]
     assert main(arguments) == main([*arguments, str(tmp_path / "1.json")]) == main(arguments) == 0
     assert [row.repeat for row in Store(tmp_path / "store").rows()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "file", ["aiperf-0.13.0.csv", "guidellm-0.4.0.csv", "mlperf-6.0.17-server-summary.txt", "nvidia-throughput-log.txt"]
+)
+def test_a_number_of_a_table_or_log_that_was_cut_in_two_is_not_taken(file: str, tmp_path: Path) -> None:
+    text = (DATA / file).read_bytes()
+    path = tmp_path / file
+    whole = importers.read(DATA / file)
+    for cut in range(len(text) * 9 // 10, len(text)):
+        path.write_bytes(text[:cut])
+        if text[cut - 1 : cut] in (b"\n", b"\r"):
+            continue
+        with pytest.raises(ResultsError, match=r"the last line has no end|must be|lacks"):
+            importers.read(path)
+    path.write_bytes(text)
+    assert importers.read(path)[0].figures == whole[0].figures

@@ -115,6 +115,11 @@ def _edited(old: str, new: str) -> Callable[[Path], None]:
     return edit
 
 
+def _cut_in_a_number(path: Path) -> None:
+    write_csv([Row(Cell("tiny", "fp8", 7, 1, 1), Environment(), figures={"output_tokens_per_s": 123.75})], path)
+    path.write_bytes(path.read_bytes().removesuffix(b"3.75\r\n"))
+
+
 @pytest.mark.parametrize(
     ("name", "make", "says"),
     [
@@ -125,6 +130,7 @@ def _edited(old: str, new: str) -> Callable[[Path], None]:
         ("a.csv", _edited("false", "perhaps"), "env_mig is 'perhaps'; it must be true or false"),
         ("a.csv", _edited("\n1,", "\n99,"), "result schema 99, newer than this tool's"),
         ("a.csv", _edited("row_id", "row_id,row_id"), "column row_id is there twice"),
+        ("a.csv", _cut_in_a_number, "the last line has no end"),
         ("a.xlsx", lambda path: path.write_text("no book"), "not a workbook that can be read"),
         ("a.xlsx", _foreign_book, "not a table of trtllm-bench: column row_id is missing"),
         ("a.xlsx", lambda path: path.write_bytes(b""), "is empty"),

@@ -398,9 +398,12 @@ def import_results(
         changed = importers.corrected(present, rows, overrides)
         others = [row for row in present if row.row_id not in {one.row_id for one in changed}]
         changed = importers.as_repeats(changed, others)
-        new = importers.as_repeats([row for row in rows if row.row_id not in known], [*others, *changed])
+        twice = importers.in_another_form([*others, *changed], rows) - known
+        new = importers.as_repeats([row for row in rows if row.row_id not in known | twice], [*others, *changed])
         target.append(*changed)
-        told = f"{extend(target, new)} new of {len(rows)} rows from {path} ({rows[0].extra.get('definitions', 'trtllm-bench')})"
+        tools = dict.fromkeys(str(row.extra.get("definitions", "trtllm-bench")) for row in rows)
+        told = f"{extend(target, new)} new of {len(rows)} rows from {path} ({', '.join(tools)})"
         there = sum(row.row_id in known for row in rows) - len(changed)
         told += f"; {len(changed)} already there, now with {', '.join(settings or [])}" if changed else ""
+        told += f"; {len(twice)} already there from another file of the same run" if twice else ""
         typer.echo(told + (f"; {there} already there, unchanged" if there else ""))

@@ -166,8 +166,10 @@ def _claimed(
     claim: Any, toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, defaults: Any, check: Any
 ) -> tuple[Any, Path]:
     """The specification, once `check` has passed it, and the sweep's folder: from the first look into it to the end of `claim`, no other
-    sweep may write there."""
-    from trtllm_bench.sweep.folder import holds_sweep, new_folder, resumed_folder
+    sweep may write there, and a resumed one works where it was started if its relative paths lead nowhere from here."""
+    from contextlib import chdir
+
+    from trtllm_bench.sweep.folder import folder_of_paths, holds_sweep, new_folder, resumed_folder
     from trtllm_bench.sweep.spec import load_spec
 
     if resume and out is None:
@@ -177,6 +179,11 @@ def _claimed(
         given = toml is not None or any(value is not None for value in flags.values())
         earlier = claim.enter_context(resumed_folder(out, given))
     known = earlier is not None and holds_sweep(earlier)
+    if known and earlier is not None and (there := folder_of_paths(earlier)) is not None:
+        if given:
+            raise BenchError(f"the sweep in {out} was started in {there}, where its paths lead; to give it other settings, go on there")
+        earlier = earlier.absolute()
+        claim.enter_context(chdir(there))
     spec = load_spec(flags, toml, earlier if known else None, defaults)
     check(spec)
     return spec, earlier or claim.enter_context(new_folder(out))
@@ -213,12 +220,19 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
         store.finish()
     if address is not None:
         console.print(f"copied to {store.place}", soft_wrap=True)
-    if profile is not None:
+    if profile is not None and any(row.status == "ok" for row in rows):
         _profile(rows, sweep, profile, console)
+    _fail_where_any_is_missing(rows)
+
+
+def _fail_where_any_is_missing(rows: Any) -> None:
+    """Raises `typer.Exit` where a measurement has no result: a script that goes on would take the grid for whole."""
+    if any(row.status != "ok" for row in rows):
+        raise typer.Exit(FAILURE)
 
 
 def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
-    """The table and where it is kept. Raises `typer.Exit` where nothing was measured."""
+    """The table, where it is kept, and how many measurements have no result."""
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import sentence
     from trtllm_results.store.layout import ROWS, ROWS_JSON
@@ -228,8 +242,11 @@ def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") ->
     if note:
         sentence(console, note, "dim")
     console.print(f"\nresults: {folder / ROWS}, {folder / ROWS_JSON}", soft_wrap=True)
-    if not any(row.status == "ok" for row in rows):
-        raise typer.Exit(FAILURE)
+    missing = sum(row.status != "ok" for row in rows)
+    if 0 < missing < len(rows):
+        console.print(
+            f"{missing} of {len(rows)} measurements have no result; --resume tries these again and keeps the others", soft_wrap=True
+        )
 
 
 def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:
@@ -262,6 +279,7 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
         with interrupts.keeping(lambda: what_is_kept(folder, cluster.flags)), view.showing(sweep.parts):
             rows = sweep.run()
         _report(rows, spec, folder, console)
+    _fail_where_any_is_missing(rows)
 
 
 def _defaults(given: Mapping[str, Any], on_gpus: bool = False) -> Mapping[str, Any]:

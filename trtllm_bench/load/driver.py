@@ -72,7 +72,7 @@ class LoadResult:
 
     log: RequestLog
     """All requests, in workload order, warm-up included; `columns` has start_s, due_s, closed_s, warmup, session, turn, priority, lora_id,
-    preemptions, chunks, counted and cached_tokens, and slo_*_ms where requests bring limits of their own."""
+    preemptions, chunks, counted, cached_tokens and resent, and slo_*_ms where requests bring limits of their own."""
     start_s: float
     failures: tuple[tuple[int, str], ...]
     """(request, reason) of those that failed, in workload order."""
@@ -293,6 +293,7 @@ class _Run:
             "chunks": np.asarray([outcome.chunks for outcome in outcomes], dtype=np.int64),
             "counted": np.asarray([outcome.counted for outcome in outcomes]),
             "cached_tokens": np.asarray([outcome.cached_tokens for outcome in outcomes], dtype=np.int64),
+            "resent": np.asarray([outcome.resent for outcome in outcomes]),
             **{
                 name: np.asarray([getattr(request, name) for request in self.requests])
                 for name in ("session", "turn", "priority", "lora_id")

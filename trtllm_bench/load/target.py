@@ -50,6 +50,8 @@ class RequestOutcome:
     """Pieces the tokens came in over a wire; 0 where there is none."""
     counted: bool = True
     """False where nobody counted the output tokens and `output_tokens` is the number of pieces."""
+    resent: bool = False
+    """Sent a second time, since the server had closed the idle connection of the first; times count from the first."""
 
     @property
     def free_s(self) -> float:

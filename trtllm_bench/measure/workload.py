@@ -45,6 +45,10 @@ def notes_of(spec: WorkloadSpec, workload: Workload) -> list[str]:
     if workload.skipped:
         rows = f"{workload.skipped:,} row{'s' * (workload.skipped > 1)}"
         notes.append(f"{rows} of {spec.dataset} left out, being no requests")
+    if not spec.open_loop and len(workload.arrival_s) and np.nanmax(workload.arrival_s) > 0:
+        notes.append(
+            f"the arrival times of {spec.dataset} are not used: requests go out as fast as they are answered; --replay keeps the times"
+        )
     adapted = 0 if workload.lora_id is None else int((workload.lora_id != NO_LORA).sum())
     if adapted:
         notes.append(f"lora_request of {adapted:,} request{'s' * (adapted > 1)} of {spec.dataset} is ignored: adapters are not built yet")

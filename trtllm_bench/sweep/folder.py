@@ -19,6 +19,8 @@ from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.table import Store
 
 MOST_SPEC_BYTES = 2**20
+STARTED_IN = "started_in"
+"""What `sweep.json` has beside the specification."""
 
 
 def holds_sweep(folder: Path) -> bool:
@@ -55,12 +57,39 @@ def _claimed(folder: Path) -> Iterator[Path]:
 
 
 def write_spec(folder: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
+    """Beside what is to be measured, the folder from which relative paths in it are meant."""
+    text = json.dumps({**content, STARTED_IN: str(Path.cwd())}, indent=1) + "\n"
     Store(folder).write(SWEEP, lambda handle: handle.write(text.encode()))
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
-    """What `write_spec` wrote, values unchecked. Raises `BenchError` naming the file where it is no JSON object."""
+    """What `write_spec` was given, values unchecked. Raises `BenchError` naming the file where it is no JSON object."""
+    return {name: value for name, value in _content(folder).items() if name != STARTED_IN}
+
+
+def folder_of_paths(folder: Path) -> Path | None:
+    """The folder in which an earlier sweep was started, if a relative path of its specification leads somewhere from there and nowhere
+    from here; else None. Raises `BenchError` as `read_spec` does."""
+    content = _content(folder)
+    there = content.pop(STARTED_IN, "")
+    if not isinstance(there, str) or not there:
+        return None
+    try:
+        apart = any((Path(there) / text).exists() and not Path(text).exists() for text in _texts(content))
+    except (OSError, ValueError):  # of a text that can be no path
+        return None
+    return Path(there) if apart else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _content(folder: Path) -> dict[str, Any]:
     path = folder / SWEEP
     try:
         content = json.loads(read_text(path, MOST_SPEC_BYTES))

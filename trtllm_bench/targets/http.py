@@ -5,8 +5,9 @@ Bodies are encoded before the run. `sent` is when the request leaves the client:
 connection where it needs a new one. The client's own time before that is the driver's lag, and the loop watches itself as the driver does.
 
 A request is answered when its stream ended as an answer does (`openai_answer.py`); its place is free when the answer is closed. A
-connection that the server had closed while it was idle is replaced once, as any client would: nothing of that request was served. One
-that breaks later had its request, perhaps half served; sent again, it would be load that no record tells, so it fails.
+connection that the server had closed while it was idle is replaced once, as any client would: nothing of that request was served, and its
+record says that it was sent again. One that breaks later had its request, perhaps half served; sent again, it would be load that no record
+tells, so it fails.
 """
 
 from __future__ import annotations
@@ -315,6 +316,7 @@ class HttpTarget(Target):
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
                 if not trace.reused or trace.answered or time.perf_counter() - trace.sent_s > CLOSED_IDLE_S:
                     raise
+                trace.resent = True
                 await self._stream(self._fresh, request, body, trace)
         except asyncio.CancelledError:
             raise
@@ -329,7 +331,7 @@ class HttpTarget(Target):
 
     def _fail(self, request: RequestSpec, trace: SendTrace, why: str) -> None:
         now = time.perf_counter()
-        self._deliver(RequestOutcome(request.id, now, 0, error=why, sent_s=trace.sent_s, closed_s=now))
+        self._deliver(RequestOutcome(request.id, now, 0, error=why, sent_s=trace.sent_s, closed_s=now, resent=trace.resent))
 
     async def _stream(self, session: aiohttp.ClientSession, request: RequestSpec, body: bytes, trace: SendTrace) -> None:
         import aiohttp
@@ -356,7 +358,7 @@ class HttpTarget(Target):
                     raise
             answer.end(events, now)
             outcome = answer.outcome(request, time.perf_counter(), self.count)
-            outcome.sent_s = trace.sent_s
+            outcome.sent_s, outcome.resent = trace.sent_s, trace.resent
             self._deliver(outcome)
             try:
                 async with asyncio.timeout(DRAIN_S):

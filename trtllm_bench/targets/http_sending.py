@@ -31,6 +31,8 @@ class SendTrace:
     answered: bool = False
     """Its response had begun."""
     tokens: int = 0
+    resent: bool = False
+    """Its connection had been closed before; it went out again over a new one."""
 
     def stamp(self) -> None:
         if math.isnan(self.sent_s):

@@ -11,7 +11,7 @@ differ by just over `SAME_WITHIN`, some interval lies within it by luck in 87% o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from trtllm_results import stats
 from trtllm_results.errors import ResultsError, did_you_mean
 from trtllm_results.metrics.registry import HEADLINE, METRICS
 from trtllm_results.record.cell import ALIGN_FIELDS
+from trtllm_results.record.flat import shown
 from trtllm_results.record.row import PREDICTED, Row
 from trtllm_results.stats import Interval
 from trtllm_results.store.selection import ResultSet
@@ -29,6 +30,8 @@ from trtllm_results.versions import newest, varied_in
 SAME_WITHIN = 0.01
 """A change shown to be smaller than this, in either direction, is called `same` (two one-sided tests, Schuirmann 1987)."""
 CONFIDENCE = 0.95
+SETTINGS_NAMED = 4
+"""Differing settings that a note names."""
 CLOCK = "sm_clock_mean_mhz"
 Key = tuple[tuple[str, Any], ...]
 
@@ -112,7 +115,8 @@ def compare(
         for key in common:
             for figure in figures:
                 try:
-                    draft = _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key])
+                    apart = "" if "goodput" in ignore else other_limits(figure, sets[0].name, aligned[0][key], other_set.name, other[key])
+                    draft = apart or _change(key, figure, sets[0].name, aligned[0][key], other_set.name, other[key])
                 except ResultsError as error:
                     no_ratio.append(error)
                     left_out.append((_label(aligned[0][key]), str(error)))
@@ -124,7 +128,10 @@ def compare(
     if no_ratio and not drafts:
         raise no_ratio[0]
     return Comparison(
-        tuple(one.name for one in sets), _verdicts(drafts, 1 - CONFIDENCE), tuple(left_out), _notes(sets) + _chips(sets, aligned)
+        tuple(one.name for one in sets),
+        _verdicts(drafts, 1 - CONFIDENCE),
+        tuple(left_out),
+        _notes(sets) + _settings(sets, aligned, (*ignore, *varied)) + _chips(sets, aligned),
     )
 
 
@@ -303,6 +310,46 @@ def _notes(sets: Sequence[ResultSet]) -> tuple[str, ...]:
         if len({tuple(values) for values in seen.values()}) > 1:
             notes.append(f"{name} differs: " + "; ".join(f"{who} {', '.join(values) or '-'}" for who, values in seen.items()))
     return tuple(notes)
+
+
+def _settings(sets: Sequence[ResultSet], aligned: Sequence[Mapping[Key, Sequence[Row]]], known: Sequence[str]) -> tuple[str, ...]:
+    """That cells all sets have were measured under other settings, which no field tells that cells are lined up by."""
+    apart: dict[str, list[set[str]]] = {}
+    for key in (key for key in aligned[0] if all(key in cells for cells in aligned)):
+        sides = [_values_of_settings(cells[key], known) for cells in aligned]
+        for name in sides[0]:
+            if all(name in side for side in sides) and any(side[name] != sides[0][name] for side in sides):
+                for seen, side in zip(apart.setdefault(name, [set() for _ in sides]), sides, strict=True):
+                    seen |= side[name]
+    each = [
+        f"{name} {', '.join(f'{_either(values)} in {one.name}' for one, values in zip(sets, seen, strict=True))}"
+        for name, seen in list(apart.items())[:SETTINGS_NAMED]
+    ]
+    more = f"; and {len(apart) - SETTINGS_NAMED} more" if len(apart) > SETTINGS_NAMED else ""
+    return (f"settings differ: {'; '.join(each)}{more}",) if apart else ()
+
+
+def _values_of_settings(rows: Sequence[Row], known: Sequence[str]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.settings.items() if row.status == "ok" else ():
+            if name not in known and not isinstance(value, Mapping):
+                values.setdefault(name, set()).add(shown(value).strip("'"))
+    return values
+
+
+def other_limits(figure: str, base: str, base_rows: Sequence[Row], other: str, other_rows: Sequence[Row]) -> str:
+    """Why a goodput of two sets is not one quantity: it counts requests within limits, and each has its own. '' where nothing says so."""
+    if not figure.startswith("goodput"):
+        return ""
+    ours, theirs = ({str(row.settings["goodput"]) for row in rows if "goodput" in row.settings} for rows in (base_rows, other_rows))
+    if not ours or not theirs or ours == theirs:
+        return ""
+    return f"{figure} counts within other limits: {_either(ours)} in {base}, {_either(theirs)} in {other}"
+
+
+def _either(values: Iterable[str]) -> str:
+    return " or ".join(sorted(values))
 
 
 def _chips(sets: Sequence[ResultSet], aligned: Sequence[Mapping[Key, Sequence[Row]]]) -> tuple[str, ...]:

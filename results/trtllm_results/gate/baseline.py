@@ -38,11 +38,12 @@ from trtllm_results.store.files import write_text, writing
 from trtllm_results.versions import newest, varied_in
 
 BASELINE_VERSION = 1
+GOODPUT = "goodput"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Runs of one cell: figure -> one value per run."""
+    """Runs of one cell: figure -> one value per run. `cell` has the fields that cells are lined up by, and the limits of a goodput."""
 
     label: str
     cell: Mapping[str, Any]
@@ -112,7 +113,8 @@ def measured_cells(rows: Sequence[Row]) -> tuple[dict[str, Measured], Environmen
         in_order = sorted(members, key=lambda row: row.repeat)  # a repeat that was made up for comes last in a store
         names = [name for name in members[0].figures if METRICS.get(name) and METRICS[name].better]
         figures = {name: [row.figures[name] for row in in_order if name in row.figures] for name in names}
-        cells[key] = Measured(members[0].label, dict(members[0].case(varied)), figures)
+        limits = {GOODPUT: members[0].settings[GOODPUT]} if GOODPUT in members[0].settings else {}
+        cells[key] = Measured(members[0].label, {**dict(members[0].case(varied)), **limits}, figures)
     return cells, ok[0].environment
 
 
@@ -242,6 +244,12 @@ def _judged(
         bad = [value for value in cell.figures[figure] if not value > 0 or math.isinf(value)]
         if bad:
             raise ResultsError(f"{figure} of {cell.label} in the {side} is {bad[0]:g}; a measurement like that cannot be judged")
+    limits = [cell.cell.get(GOODPUT) for cell in (base, new)]
+    if figure.startswith(GOODPUT) and None not in limits and limits[0] != limits[1]:
+        raise ResultsError(
+            f"{figure} of {new.label} counts within {limits[0]} in the baseline and within {limits[1]} in the candidate; measure both "
+            "under the same limits"
+        )
     states = states or [[base.figures[figure]]]
     sessions, runs = states[-1], list(new.figures[figure])
     known = noise.get(figure)

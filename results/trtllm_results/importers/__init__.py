@@ -15,6 +15,7 @@ is one module of this folder, whose `TOOLS` say all that differs (`_common.Impor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -28,12 +29,19 @@ from trtllm_results.importers.files import csv_lines, json_values, read_text
 from trtllm_results.precision_names import our_precision
 from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.row import Row
+from trtllm_results.store.files import check_last_line
 from trtllm_results.store.layout import ROWS
 
 MODULES = (nvidia, vllm, sglang, aiperf, mlperf, guidellm, llmperf, inference_perf)
 TOOLS: Mapping[str, Importer] = {name: importer for module in MODULES for name, importer in module.TOOLS.items()}
-RESULTS_IN_A_FOLDER = (*(pattern for importer in TOOLS.values() for pattern in importer.files), "*.json", "*.jsonl")
-"""What is taken of a folder and those below it: the first of these that it has."""
+OTHER_RESULTS = (("*.json", "*.jsonl"), ("*.csv",))
+"""What is taken of a folder that has no file of a name that a tool always gives its result: the first of these groups that it has."""
+MOST_LOOKED_INTO = 1 << 24
+"""Bytes of a file of which a folder's other files have been taken; what tools write beside a result may be hundreds of megabytes."""
+FEWEST_ALIKE = 6
+"""Figures by which a run is known again."""
+LISTED = 5
+"""Files not read that a sentence names."""
 NO_JSON = {".yaml": "a YAML file", ".yml": "a YAML file", ".html": "a page of HTML"}
 """Other forms that these tools write a result in, by suffix."""
 
@@ -52,14 +60,16 @@ class OwnTable(NoResult):
 def read(
     path: Path, tool: str = "", overrides: Mapping[str, str] | None = None, passed_over: Callable[[str], None] = lambda sentence: None
 ) -> list[Row]:
-    """Rows of another tool's file, or of all its results in a folder. `overrides` sets cell fields, or `gpu`, that the file does not tell.
+    """Rows of another tool's file, or of all results in a folder and those below it. `overrides` sets cell fields, or `gpu`, that the file
+    does not tell.
 
-    Files of a folder that hold no result are passed over, with a sentence each to `passed_over`.
+    Files of a folder that hold no result are passed over, with a sentence each to `passed_over`; one more tells what was not read, since
+    tools write a run in several forms, and one run must not count as two.
     Raises `ResultsError` for a file that is missing, damaged, of no known tool, or lacks what every result has.
     """
     if tool and tool not in TOOLS:
         raise ResultsError(f"there is no importer for '{tool}'; choose from {', '.join(TOOLS)}")
-    files = _results_in(path) if path.is_dir() else [path]
+    files, unread = _results_in(path) if path.is_dir() else ([path], [])
     rows: list[Row] = []
     others: list[NoResult] = []
     for one in files:
@@ -71,14 +81,60 @@ def read(
         raise next((other for other in others if isinstance(other, OwnTable)), others[0])
     for other in others:
         passed_over(str(other))
+    if unread:
+        more = f" and {len(unread) - LISTED} more" if len(unread) > LISTED else ""
+        passed_over(
+            f"not read, as other forms or parts of the runs beside them: {', '.join(map(str, unread[:LISTED]))}{more}; name a file itself "
+            "to import it"
+        )
     return as_repeats({row.row_id: row for row in rows}.values())
 
 
-def _results_in(folder: Path) -> list[Path]:
-    for pattern in RESULTS_IN_A_FOLDER:
-        if files := sorted(file for file in folder.rglob(pattern) if file.is_file()):
-            return files
-    raise ResultsError(f"{folder} has no result file of {', '.join(TOOLS)}; name the file itself")
+def _results_in(top: Path) -> tuple[list[Path], list[Path]]:
+    """(results, files not read that may have some too) of a folder and those below it, each folder for itself. Raises `ResultsError`."""
+    results: list[Path] = []
+    unread: list[Path] = []
+    for folder in sorted({top, *(path for path in top.rglob("*") if path.is_dir())}):
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        named = {name: found for name, one in TOOLS.items() if (found := _first_of(files, [(pattern,) for pattern in one.files]))}
+        if named:
+            usual = {path for found in named.values() for path in found}
+            taken = [path for path in files if path in usual and not _is_part(path, top)]
+            taken += [path for path in _matching(files, OTHER_RESULTS[0]) if path not in usual and _tool_of(path) not in ("", *named)]
+        else:
+            taken = _first_of(files, OTHER_RESULTS)
+        results += taken
+        unread += [path for path in _matching(files, [pattern for group in OTHER_RESULTS for pattern in group]) if path not in taken]
+    if not results:
+        raise ResultsError(f"{top} has no result file of {', '.join(TOOLS)}; name the file itself")
+    return results, unread
+
+
+def _tool_of(path: Path) -> str:
+    """Whose result a file is, as far as it can be told at a look; '' where it is none, or large."""
+    if path.stat().st_size > MOST_LOOKED_INTO:
+        return ""
+    try:
+        content = _content(read_text(path), path)
+    except (ResultsError, FieldError):
+        return ""
+    return next((name for name, importer in TOOLS.items() if importer.recognises(content)), "")
+
+
+def _first_of(files: Iterable[Path], groups: Iterable[Iterable[str]]) -> list[Path]:
+    """The files that match the first group of patterns that any matches."""
+    return next((found for group in groups if (found := _matching(files, group))), [])
+
+
+def _matching(files: Iterable[Path], patterns: Iterable[str]) -> list[Path]:
+    return [path for path in files if any(path.match(pattern) for pattern in patterns)]
+
+
+def _is_part(path: Path, top: Path) -> bool:
+    """Whether a result is of a part of a run, whose own result lies in a folder above it."""
+    names = {name for one in TOOLS.values() for name in one.part_folders}
+    above = [folder for folder in path.parents if folder.is_relative_to(top)]
+    return any(inner.name in names and (outer / path.name).is_file() for inner, outer in itertools.pairwise(above))
 
 
 def as_repeats(rows: Iterable[Row], present: Iterable[Row] = ()) -> list[Row]:
@@ -125,6 +181,7 @@ def _content(text: str, path: Path) -> Any:
     """JSON values, or a table or log in the form its importer takes. Raises `FieldError`."""
     importers = TOOLS.values()
     if (log := _first(one.of_text(text) for one in importers)) is not None:
+        check_last_line(text, path)
         return log
     if what := _first(one.unreadable_text(text) or None for one in importers):
         raise ResultsError(f"{path} is {what}")
@@ -133,6 +190,7 @@ def _content(text: str, path: Path) -> Any:
     if path.suffix == ".csv" and text.lstrip()[:1] not in ("{", "["):
         lines = csv_lines(text, path)
         if lines and (table := _first(one.of_csv(lines) for one in importers)) is not None:
+            check_last_line(text, path)
             return table
         if lines and {"row_id", "cell_key"} <= set(lines[0]):
             raise OwnTable(path)
@@ -151,6 +209,23 @@ def _unknown(path: Path, content: Any) -> str:
     if what := _first(one.unreadable(content) or None for one in TOOLS.values()):
         return f"{path} is {what}"
     return f"{path} is not a result file of {', '.join(TOOLS)}; import reads the files these tools write"
+
+
+def in_another_form(present: Iterable[Row], imported: Iterable[Row]) -> set[str]:
+    """Ids of those `imported` whose run is `present` already from another file, such as the table beside a report. Runs of their own never
+    agree in every figure, and one run taken for two repeats would look certain."""
+    by_key: dict[str, list[Row]] = {}
+    for row in present:
+        by_key.setdefault(row.key, []).append(row)
+    return {row.row_id for row in imported if any(_same_run(row, other) for other in by_key.get(row.key, ()))}
+
+
+def _same_run(row: Row, other: Row) -> bool:
+    files = [one.extra.get("imported_from") for one in (row, other)]
+    shared = [(row.figures[name], other.figures[name]) for name in row.figures if name in other.figures]
+    if row.row_id == other.row_id or None in files or files[0] == files[1] or row.repeat or len(shared) < FEWEST_ALIKE:
+        return False
+    return all(math.isclose(ours, theirs, rel_tol=1e-6) for ours, theirs in shared)
 
 
 def corrected(present: Iterable[Row], imported: Iterable[Row], overrides: Mapping[str, str]) -> list[Row]:

@@ -47,6 +47,8 @@ class Importer:
     rows: Callable[[Any], list[Row]]
     files: tuple[str, ...] = ()
     """Patterns of the names that its results have in a folder, where they say more than `*.json`; the first that is there is taken."""
+    part_folders: tuple[str, ...] = ()
+    """Folders beside such a file that hold results of parts of its run, by the same name."""
     unreadable: Callable[[Any], str] = _nothing
     """What a file of the tool is that holds no result to import, or ''."""
     unreadable_text: Callable[[str], str] = _nothing
@@ -228,6 +230,13 @@ def make(cell: Cell, figures: Mapping[str, float | None], tool: str, content: An
         run_id=f"import-{tool}",
         **more,
     )
+
+
+def limits_ms(limits: Any, names: Mapping[str, str]) -> dict[str, float] | None:
+    """The limits (ms) that a goodput counts within, by our names where `names` has theirs; None where the file tells none. Two runs that
+    differ in them are two cells."""
+    told = limits if isinstance(limits, Mapping) else {}
+    return {names.get(name, name): float(limit) for name, limit in told.items() if isinstance(limit, int | float) and limit > 0} or None
 
 
 def settings_of(**values: Any) -> dict[str, Any]:

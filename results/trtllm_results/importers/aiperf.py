@@ -27,6 +27,7 @@ from trtllm_results.importers._common import (
     Text,
     epoch_time,
     iso_time,
+    limits_ms,
     make,
     parse,
     ratio,
@@ -253,12 +254,12 @@ def _cell_of(config: dict[str, Any], figures: Mapping[str, float | None], tool: 
         batch=asked.concurrency or 0,
         isl=whole(figures["input_length_mean"]),
         osl=whole(figures["output_length_mean"]),
-        num_requests=whole(figures["completed_requests"]),
+        num_requests=whole(figures["completed_requests"]) + whole(figures["failed_requests"]),
         request_rate=asked.rate or 0.0,
         target=SERVERS.get(server, "openai")
         if kind in ("triton", "tensorrtllm_engine") or (tool == "genai-perf" and server == "vllm")
         else "openai",
-        settings=_settings(config, phase),
+        settings=_settings(config, phase) | settings_of(slo_ms=limits_ms(_asked_goodput(config), LATENCIES)),
     )
 
 
@@ -299,8 +300,9 @@ def _flatten(values: Any, prefix: str = "", depth: int = 6) -> Iterator[tuple[st
             yield name, value
 
 
-def _asked_goodput(config: dict[str, Any]) -> bool:
-    return bool(_find(config, "input.goodput", "goodput", "slos"))
+def _asked_goodput(config: dict[str, Any]) -> Any:
+    """The limits that were asked for, if any."""
+    return _find(config, "input.goodput", "goodput", "slos")
 
 
 def _find(config: dict[str, Any], *paths: str) -> Any:
@@ -395,6 +397,8 @@ def _values(records: list[Record], name: str) -> np.ndarray[Any, np.dtype[np.flo
 
 
 TOOLS = {
-    "aiperf": Importer(recognises, rows, files=("profile_export_aiperf.json",), unreadable=unreadable, of_csv=of_csv),
+    "aiperf": Importer(
+        recognises, rows, files=("profile_export_aiperf.json",), part_folders=("phases",), unreadable=unreadable, of_csv=of_csv
+    ),
     "genai-perf": Importer(recognises_genai_perf, rows_genai_perf, files=("profile_export_genai_perf.json",)),
 }

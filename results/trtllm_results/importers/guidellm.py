@@ -23,8 +23,10 @@ from trtllm_results.importers._common import (
     Rate,
     Text,
     epoch_time,
+    limits_ms,
     local_time,
     make,
+    number_of,
     parse,
     ratio,
     scaled,
@@ -39,6 +41,7 @@ from trtllm_results.record.row import Row
 
 LATENCIES = {"time_to_first_token_ms": ("ttft", 1.0), "inter_token_latency_ms": ("tpot", 1.0), "request_latency": ("e2e", 1e3)}
 """Theirs -> ours, and the factor to milliseconds. Their inter token latency is a request's mean gap, weighted by its gaps."""
+SLO_NAMES = {"ttft_ms": "ttft", "tpot_ms": "tpot", "e2el_ms": "e2e"}
 ASKED = ("request_format", "request_type", "stream", "max_tokens", "max_output_tokens", "server_history")
 """Of `backend`."""
 CSV_SPREAD = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p95", "p99", "max")
@@ -72,6 +75,9 @@ class Metrics(Foreign):
     time_to_first_token_ms: Statuses = Statuses()
     time_per_output_token_ms: Statuses = Statuses()
     inter_token_latency_ms: Statuses = Statuses()
+    requests_per_second: Statuses = Statuses()
+    output_tokens_per_second: Statuses = Statuses()
+    tokens_per_second: Statuses = Statuses()
     request_goodput: Statuses | None = None
     slo_attainment: MeasuredOrZero = None
 
@@ -92,6 +98,7 @@ class Args(Foreign):
     strategy: Strategy = Strategy()
     backend: dict[str, Any] = Field(default_factory=dict)
     requests: dict[str, Any] = Field(default_factory=dict)
+    slo: dict[str, Any] | None = None
 
 
 class Benchmark(Foreign):
@@ -103,6 +110,8 @@ class Benchmark(Foreign):
     request_totals: Totals | None = None
     start_time: Measured = None
     duration: Measured = None
+    warmup_duration: Measured = None
+    cooldown_duration: Measured = None
 
 
 def recognises(content: Any) -> bool:
@@ -141,6 +150,8 @@ def _row(one: Any, version: str) -> Row:
     }
     started = epoch_time(benchmark.start_time) or local_time(str(one.get("start_time_text") or ""), "%Y-%m-%d %H:%M:%S")
     figures = _figures(benchmark.metrics, totals, benchmark.duration)
+    if benchmark.warmup_duration or benchmark.cooldown_duration:
+        figures |= _rates_within(benchmark.metrics)
     return make(_cell(benchmark, config, totals), figures, "guidellm", one, started_at=started, extra=extra)
 
 
@@ -171,6 +182,17 @@ def _figures(metrics: Metrics, totals: Totals, seconds: float | None) -> dict[st
     return figures
 
 
+def _rates_within(metrics: Metrics) -> dict[str, float | None]:
+    """Rates of a run of which a beginning or an end was cut off, by the tool's own account: its totals hold whole requests that lie partly
+    outside of the duration, and divided by it would be too high."""
+    theirs = {
+        "requests_per_s": metrics.requests_per_second,
+        "output_tokens_per_s": metrics.output_tokens_per_second,
+        "total_tokens_per_s": metrics.tokens_per_second,
+    }
+    return {name: rates.successful.mean for name, rates in theirs.items()}
+
+
 def _cell(benchmark: Benchmark, config: Args, totals: Totals) -> Cell:
     strategy, metrics = config.strategy, benchmark.metrics
     model = config.backend.get("model") or benchmark.worker.get("backend_model")
@@ -190,6 +212,7 @@ def _cell(benchmark: Benchmark, config: Args, totals: Totals) -> Cell:
             data=str(config.requests.get("data") or benchmark.request_loader.get("data") or ""),
             preprocessors=json.dumps(config.requests.get("preprocessors")) if config.requests.get("preprocessors") else None,
             rampup_s=strategy.rampup_duration,
+            slo_ms=limits_ms(config.slo, SLO_NAMES),
             time_scale=strategy.time_scale if strategy.time_scale != 1.0 else None,
             **_of_requests(config.backend),
         ),
@@ -246,6 +269,9 @@ CSV_METRICS = {
     "inter_token_latency_ms": ("Inter Token Latency", "Successful ms"),
     "prompt_token_count": ("Token Metrics", "Successful Input Tokens"),
     "output_token_count": ("Token Metrics", "Successful Output Tokens"),
+    "requests_per_second": ("Server Throughput", "Successful Requests/Sec"),
+    "output_tokens_per_second": ("Token Throughput", "Successful Output Tokens/Sec"),
+    "tokens_per_second": ("Token Throughput", "Successful Total Tokens/Sec"),
 }
 
 
@@ -272,12 +298,32 @@ def _new_line(line: dict[tuple[str, ...], str], place: int) -> dict[str, Any]:
         totals,
         start_time_text=at("Timings", "Measure Start Time", "") or at("Timings", "Start Time", ""),
         duration=_value("Duration", at("Timings", "Duration", "Sec")),
+        warmup_duration=_value("Warmup", at("Timings", "Warmup", "Sec")),
+        cooldown_duration=_value("Cooldown", at("Timings", "Cooldown", "Sec")),
         config={
-            "strategy": ours or {"type_": at("Benchmark", "Strategy", "")},
+            "strategy": ours or _strategy_called(at("Benchmark", "Strategy", "")),
             "backend": _object("Backend", at("Run Info", "Backend", "")),
             "requests": _object("Requests", at("Run Info", "Requests", "")),
         },
     )
+
+
+STRATEGY_NUMBERS = {
+    "concurrent": "streams",
+    "constant": "rate",
+    "poisson": "rate",
+    "throughput": "max_concurrency",
+    "trace": "time_scale",
+}
+"""What the number in a strategy's name is: `concurrent@4`, `poisson@20.00`, `throughput@unlimited`."""
+
+
+def _strategy_called(name: str) -> dict[str, Any]:
+    kind, _, number = name.partition("@")
+    value = number_of(number)
+    whole_number = isinstance(value, float) and value.is_integer()
+    known = {STRATEGY_NUMBERS[kind]: int(value) if whole_number else value} if kind in STRATEGY_NUMBERS and value != number else {}
+    return {"type_": kind, **known}
 
 
 def _benchmark(metrics: dict[str, Any], totals: dict[str, Any], **rest: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from trtllm_results.importers._common import (
     MeasuredOrZero,
     Rate,
     Text,
+    limits_ms,
     make,
     parse,
     ratio,
@@ -31,6 +32,7 @@ from trtllm_results.record.cell import Cell
 from trtllm_results.record.row import Row
 
 LATENCIES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e_latency": "e2e"}
+SLO_NAMES = {"e2el": "e2e"}
 SERVERS = {"vllm": "vllm", "vllm-chat": "vllm", "trt": "tensorrt-llm", "lmdeploy": "lmdeploy", "lmdeploy-chat": "lmdeploy"}
 SERVER_SETTINGS = (
     *("dp_size", "ep_size", "attention_backend", "chunked_prefill_size", "max_running_requests", "schedule_policy"),
@@ -161,6 +163,7 @@ def _serving(one: dict[str, Any]) -> Row:
         tag=result.tag,
         sharegpt_output_len=result.sharegpt_output_len,
         random_range_ratio=result.random_range_ratio if drawn else None,
+        slo_ms=limits_ms(one.get("goodput_slos_ms"), SLO_NAMES),
     )
     cell = Cell(
         model=info.model_path,

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from trtllm_results.importers._common import (
+    LARGEST,
     SECRET,
     Count,
     FieldError,
@@ -46,6 +47,8 @@ RATES = {"request_throughput", "request_goodput", "request_goodput:", "output_th
 COUNTS = {"duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "max_concurrent_requests", "rtfx", "concurrency"}
 DETAILS = {"input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "generated_texts", "errors"}
 OTHERS = {"rps_change_events", "user_throughput", "tput_user", "avg_decoded_tokens_per_iter", "max_output_tokens_per_s", "request_ids"}
+QUEUED_MS = 1.0
+"""Mean wait in the client from which on a row tells it; less is the client's own work for each request."""
 NOT_SETTINGS = IDENTITY | MAPPED | RATES | COUNTS | DETAILS | OTHERS | {"kv_cache_dtype"}
 RESULT_NAME = re.compile(r"(mean|median|std|min|max|p\d+(\.\d+)?)_\w+_ms|(spec_decode|probe|diffusion)_\w+|benchmark_(start|end)_time_unix")
 
@@ -75,6 +78,8 @@ class Serve(Foreign):
 
 
 class Offline(Foreign):
+    model_id: Text = ""
+    """Written by newer versions, as in a latency's file."""
     elapsed_time: Measured
     num_requests: Count
     total_num_tokens: Measured
@@ -83,6 +88,7 @@ class Offline(Foreign):
 
 
 class Latency(Foreign):
+    model_id: Text = ""
     avg_latency: Measured
     latencies: tuple[Measured, ...]
     percentiles: dict[str, Measured]
@@ -195,14 +201,19 @@ def _serve(one: dict[str, Any]) -> Row:
         target_version=str(one.get("version") or ""),
         settings=settings,
     )
-    extra = {"date": result.date, "label": result.label, "client_queue_mean_ms": result.client_queue_ms}
+    queue_ms = result.client_queue_ms or _mean_ms(one.get("queue_times"))
+    extra = {"date": result.date, "label": result.label, "client_queue_mean_ms": queue_ms}
     started = local_time(result.date, "%Y%m%d-%H%M%S")
     warnings = []
-    if result.client_queue_ms is not None and result.request_rate is not None:
-        warnings.append(
-            f"latencies count from sending: {result.client_queue_ms:.4g} ms (mean) that requests waited for --max-concurrency are left out"
-        )
+    if queue_ms is not None and queue_ms >= QUEUED_MS and result.max_concurrency and result.request_rate is not None:
+        warnings.append(f"latencies count from sending: {queue_ms:.4g} ms (mean) that requests waited for --max-concurrency are left out")
     return make(cell, figures, "vllm", one, started_at=started, extra=extra, warnings=warnings, repeat=result.run_number or 0)
+
+
+def _mean_ms(seconds: Any) -> float | None:
+    """Of `--save-detailed`'s list, for runs whose summary was not asked for; None where there is none, or nothing waited."""
+    values = [value for value in seconds if type(value) in (int, float) and 0 <= value <= LARGEST] if isinstance(seconds, list) else []
+    return 1e3 * sum(values) / len(values) or None if values else None
 
 
 def _target(one: dict[str, Any], backend: str) -> str:
@@ -244,7 +255,8 @@ def _offline(one: dict[str, Any]) -> Row:
         "requests_per_s": result.requests_per_second,
         "total_tokens_per_s": result.tokens_per_second,
     }
-    cell = Cell(model="", precision="", batch=0, isl=0, osl=0, num_requests=int(requests), target="vllm", settings={"mode": "throughput"})
+    settings = {"mode": "throughput"}
+    cell = Cell(result.model_id, precision="", batch=0, isl=0, osl=0, num_requests=int(requests), target="vllm", settings=settings)
     return make(cell, figures, "vllm", one, started_at="")
 
 
@@ -255,7 +267,7 @@ def _latency(one: dict[str, Any]) -> Row:
     figures = {"e2e_mean_ms": scaled(result.avg_latency, 1e3), "e2e_max_ms": scaled(slowest, 1e3)}
     for percent in PERCENTILES:
         figures[f"e2e_p{percent}_ms"] = scaled(result.percentiles.get(str(percent)), 1e3)
-    cell = Cell(model="", precision="", batch=0, isl=0, osl=0, target="vllm", settings={"mode": "latency"})
+    cell = Cell(result.model_id, precision="", batch=0, isl=0, osl=0, target="vllm", settings={"mode": "latency"})
     return make(cell, figures, "vllm", one, started_at="", extra={"iterations": len(result.latencies)})
 
 

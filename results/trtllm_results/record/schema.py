@@ -66,7 +66,8 @@ Side tables of a row lie beside it, `<kind>/<cell key>-r<repeat>-<row id>.parque
 
 - `requests/`: one row per request. `intended_s`, `sent_s`, `scheduled_s`, `first_token_s`, `end_s` (s, one monotonic clock),
   `input_tokens`, `output_tokens`, `requested_tokens`, `ok`, the derived `ttft_s`, `tpot_s`, `e2e_s`, and
-  `token_times_s` (list: arrival of each token).
+  `token_times_s` (list: arrival of each token). `resent`: sent again over a new connection, since the server had closed
+  the idle one; times count from the first.
 - `steps/`: one row per engine step, where the target knows its steps.
 - `samples/`: one row per telemetry sample (power, clocks, temperature).
 

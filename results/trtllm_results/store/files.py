@@ -142,3 +142,10 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise ResultsError(f"{path} is not UTF-8 text at byte {error.start:,}; it is damaged, or another tool wrote it") from None
     except OSError as error:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_last_line(text: str, path: Path) -> None:
+    """Raises `ResultsError` where the last line of a table or log has no end: its last number may have lost digits, which nothing else
+    would show."""
+    if not text.endswith(("\n", "\r")):
+        raise ResultsError(f"{path}: the last line has no end, as in a file that was cut short; end it if the file is whole")

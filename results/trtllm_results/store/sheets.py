@@ -24,7 +24,7 @@ from trtllm_results.record.cell import CELL_FIELDS
 from trtllm_results.record.environment import ENVIRONMENT_FIELDS
 from trtllm_results.record.flat import REQUIRED, ROW_FIELDS, shown
 from trtllm_results.record.row import Row
-from trtllm_results.store.files import atomically, check_regular, read_text
+from trtllm_results.store.files import atomically, check_last_line, check_regular, read_text
 from trtllm_results.store.parquet import MOST_COLUMNS, MOST_ROWS, check_version
 
 MOST_BYTES = 2**28
@@ -92,6 +92,7 @@ def read_csv(path: Path) -> Iterator[Mapping[str, Any]]:
     text = read_text(path, MOST_BYTES).removeprefix("\ufeff")
     before = csv.field_size_limit(2**31 - 1)
     try:
+        check_last_line(text, path)
         yield from _flats(path, csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ResultsError(f"{path} is no CSV table: {shown(str(error))}") from None
