@@ -37,6 +37,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
         (None, {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "fp8"),
         (None, {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, "fp8_rowwise"),
         (None, {"quant_algo": None}, None),
+        (None, {"quant_algo": "NO_QUANT"}, "bf16"),
         (None, None, None),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, None, "fp8"),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, None, "fp8"),
@@ -78,6 +79,11 @@ def folder(path: Path, config: dict[str, Any] | None = None, apart: dict[str, An
             None,
             {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "W8A16"}}},
             "mixed",
+        ),
+        (
+            None,
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "NO_QUANT"}, "b": {"quant_algo": "FP8"}}},
+            "fp8",
         ),
     ],
 )

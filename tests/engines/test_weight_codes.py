@@ -124,7 +124,13 @@ def test_rows_that_groups_do_not_divide_have_smaller_ones() -> None:
 
 def test_names_of_nvidia_are_the_schemes() -> None:
     expected = {"int4_awq": "int4", "W4A16_GPTQ": "int4", "W8A16": "int8_wo", "W4A8_AWQ": "w4a8", "NVFP4": "nvfp4_wo"}
-    expected |= {"W4A16_MXFP4": "mxfp4_wo", "FP8_BLOCK_SCALES": "fp8_block", "MIXED_PRECISION": "mixed"}
+    expected |= {
+        "W4A16_MXFP4": "mxfp4_wo",
+        "FP8_BLOCK_SCALES": "fp8_block",
+        "MIXED_PRECISION": "mixed",
+        "NO_QUANT": "bf16",
+        "no_quant": "bf16",
+    }
     assert {alias: definition(alias).name for alias in expected} == expected
     assert named_plan("W4A16_AWQ").name == "int4"
     with pytest.raises(EngineError, match="precision mixed has a scheme for each product; say which"):

@@ -23,21 +23,19 @@ from trtllm_bench.errors import BenchError
 MEASURING = ("throughput", "latency", "sweep", "search", "profile")
 
 
-def _precision(name: str) -> str | None:
+def _precision(name: str) -> str:
     """This tool's precision for NVIDIA's `QuantAlgo` names, in a list too. Raises `BenchError` for a scheme that is not there."""
-    from trtllm_engines.quantization.registry import by_algorithm, definitions
+    from trtllm_engines.errors import EngineError
+    from trtllm_engines.quantization.registry import definition, definitions
 
     chosen = []
     for part in (part.strip() for part in name.split(",")):
-        definition = by_algorithm(part.upper())
-        if definition is None and part in definitions():
-            definition = definitions()[part]
-        if definition is None and part.upper() != "NO_QUANT":
-            known = ", ".join([*(one for each in definitions().values() for one in each.algorithms), "NO_QUANT"])
-            raise BenchError(f"--quantization {part} is not built; choose from {known}, or give --precision")
-        if definition is not None:
-            chosen.append(definition.name)
-    return ",".join(chosen) or None
+        try:
+            chosen.append(definition(part).name)
+        except EngineError:
+            known = ", ".join(one for each in definitions().values() for one in each.algorithms)
+            raise BenchError(f"--quantization {part} is not built; choose from {known}, or give --precision") from None
+    return ",".join(chosen)
 
 
 def _weights(asked: str) -> str | None:

@@ -58,6 +58,7 @@ def command(
     from trtllm_bench.micro.show import print_findings, print_results
     from trtllm_bench.micro.timing import StoppingRule
     from trtllm_dashboards.tables import plain_console
+    from trtllm_engines.quantization.precision import canonical
 
     if against not in ("", "published"):
         raise BenchError(f"--against {against}: only 'published' is known")
@@ -72,7 +73,7 @@ def command(
     if against:
         _beside_published(ops, limit, page_size, noise, seconds, out, plot)
         return
-    selection = KernelSelection(model, precision, parse_m(m), kv_len, name, past)
+    selection = KernelSelection(model, canonical(precision), parse_m(m), kv_len, name, past)
     earlier = None if baseline is None else Run.load(baseline)
     gpu = _gpu()
 

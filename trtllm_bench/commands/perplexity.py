@@ -42,11 +42,12 @@ def command(
     from trtllm_engines.calibration.perplexity import Perplexity, perplexity
     from trtllm_engines.checkpoints.checkpoint_precision import default_precision
     from trtllm_engines.quantization import kv_cache_dtype
+    from trtllm_engines.quantization.precision import canonical
     from trtllm_engines.quantization.scheme import WIDE
     from trtllm_results.metrics.quality import WindowSums, text_figures
 
     place = device_of(device)
-    chosen = precision or default_precision(model, place == "cuda")
+    chosen = canonical(precision) if precision else default_precision(model, place == "cuda")
     began = time.perf_counter()
 
     def measured(of: str, precision: str, **types: str) -> Perplexity:

@@ -46,11 +46,12 @@ def command(
     from trtllm_bench.machine import arch_of, gpus
     from trtllm_bench.micro.run import parse_m
     from trtllm_dashboards.tables import plain_console
+    from trtllm_engines.quantization.precision import canonical
     from trtllm_engines.runtime.buckets import LARGEST_GRAPH
 
     if seconds <= 0:
         raise BenchError("--seconds must be above 0")
-    precisions = [part.strip() for part in precision.split(",") if part.strip()]
+    precisions = [canonical(part.strip()) for part in precision.split(",") if part.strip()]
     if not precisions:
         raise BenchError("--precision is empty; give a list such as bf16,fp8")
     kinds = [part.strip() for part in by.split(",") if part.strip()]

@@ -10,6 +10,9 @@ from trtllm_engines.checkpoints.stack import stack
 from trtllm_engines.quantization.registry import CAST, FUSIONS, RecipeKind, SchemeDefinition, register
 from trtllm_engines.quantization.scheme import UNQUANTIZED, QuantScheme, WeightRecipe
 
+ALGORITHMS = {"bf16": ("NO_QUANT",)}
+"""NVIDIA's name for no quantization. It is bf16 on a CPU too, so that a name means one thing, also of a checkpoint that states codes."""
+
 
 def _cast(recipe: WeightRecipe, source: WeightSource, dtype: torch.dtype, device: torch.device) -> Tensor:
     return stack(recipe, source, dtype, device)
@@ -23,5 +26,6 @@ for dtype_name in UNQUANTIZED:
             kv_dtype=dtype_name,
             recipes={CAST: RecipeKind(_cast, by_element=True)},
             fusions=FUSIONS,
+            algorithms=ALGORITHMS.get(dtype_name, ()),
         )
     )
