@@ -37,7 +37,7 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
     "int8_sq": ("int8", "bf16"),
     "int8": ("int8", "bf16"),
     "w4a8": ("fp8", "bf16"),
-    "mixed": ("fp8", "bf16"),
+    "mixed": ("fp8", "int8", "bf16"),
     **dict.fromkeys(("int4", "int8_wo", "nf4", "nvfp4_wo", "mxfp4_wo", "fp8_wo"), ("bf16",)),
     "bf16": ("bf16",),
     "fp16": ("fp16",),
@@ -47,7 +47,8 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What a figure says. `batch`: sequences at once, 0 where not known; `prompt_share`: of the prompt tokens, those computed."""
+    """What a figure says. `batch`: sequences at once, 0 where not known; `prompt_share`: of the prompt tokens, those computed; `replicas`:
+    copies of the engine, which share `batch` and `gpus`."""
 
     gpu: str
     model: str
@@ -59,6 +60,7 @@ class Claim:
     kv_dtype: str = ""
     batch: int = 0
     prompt_share: float = 1.0
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _bytes(claim: Claim, size: ModelSize, sheet: Sheet) -> Implausible | None:
     context = claim.isl + claim.osl / 2
     kv = rate * context * size.kv_elements * BYTES.get(claim.kv_dtype, 1)
     each = BYTES.get(claim.precision, LEAST_BYTES)
-    weights = rate / claim.batch * (size.layer_weights * each + size.head_weights) if claim.batch else 0.0
+    # Each replica reads all weights for its own sequences alone. Of those one makes rate / batch tokens a second of each or more.
+    weights = rate / claim.batch * (size.layer_weights * each + size.head_weights) * claim.replicas if claim.batch else 0.0
     needed, limit = (kv + weights) / gpus, bytes_limit(sheet)
     if needed <= limit:
         return None

@@ -21,6 +21,7 @@ _OF_NVIDIA: Mapping[str, str] = {
     "w4a16_nvfp4": "nvfp4_wo",
     "w4a16_mxfp4": "mxfp4_wo",
     "mixed_precision": "mixed",
+    "no_quant": "bf16",
 }
 """TensorRT-LLM's and ModelOpt's `QuantAlgo`, in lower case."""
 _OF_TORCH: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "bf16": "bf16", "fp16": "fp16"}

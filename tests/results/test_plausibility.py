@@ -103,6 +103,29 @@ def test_the_published_figures_that_cannot_be_are_found_and_no_others() -> None:
     }
 
 
+def test_replicas_share_the_sequences_that_weights_are_read_for() -> None:
+    """Eight copies with a sequence each read all weights eight times for what one copy reads once with eight sequences."""
+    one = Claim("NVIDIA H200", "llama-3.1-8b", "bf16", 128, 256, 390.0, batch=1)
+    copies = replace(one, output_tokens_per_s=8 * 390.0, gpus=8, batch=8, replicas=8)
+    alone, together = judge(one), judge(copies)
+    assert alone is not None
+    assert together is not None
+    assert together.needed == pytest.approx(alone.needed) == pytest.approx(390 * (2 * 6.979e9 + 0.5253e9), rel=0.01)
+    assert judge(replace(copies, output_tokens_per_s=8 * 290.0)) is None, "290 x 15 GB are within 4.8 TB/s"
+    assert judge(replace(copies, replicas=1)) is None, "eight ranks of one engine read an eighth each"
+    few = judge(replace(copies, output_tokens_per_s=4 * 390.0, batch=4))
+    assert few is not None
+    assert few.needed == pytest.approx(alone.needed, rel=0.01), "four copies have none"
+    row = Row(
+        Cell("llama-3.1-8b", "bf16", 8, 128, 256, replicas=8), Environment(gpu="NVIDIA H200"), figures={"output_tokens_per_s": 3120.0}
+    )
+    assert row.implausible is not None
+
+
+def test_int8_products_of_a_mix_are_no_false_alarm() -> None:
+    assert judge(Claim("NVIDIA A100-SXM4-80GB", "llama-3.1-8b", "mixed", 128, 128, 12_085)) is None
+
+
 def test_the_cause_is_told() -> None:
     doubt = judge(CLAIM)
     assert doubt is not None
@@ -159,7 +182,8 @@ def test_every_precision_is_held_to_what_the_gpu_multiplies(precision: str) -> N
     for gpu in SHEETS:
         sheet = sheet_of(gpu)
         assert sheet is not None
-        limit = flops_limit(sheet, "int8" if precision == "int8_sq" else form) or flops_limit(sheet, "bf16")
+        formats = [form, "int8"] if precision == "mixed" else ["int8" if precision == "int8_sq" else form]
+        limit = next(filter(None, (flops_limit(sheet, one) for one in (*formats, "bf16"))))
         at_limit = limit / SIZES["llama-3.1-8b"].request_flops(2048, 8) * 8
         claim = replace(CLAIM, gpu=gpu, precision=precision, isl=2048, osl=8)
         assert judge(replace(claim, output_tokens_per_s=0.99 * at_limit)) is None

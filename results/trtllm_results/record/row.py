@@ -140,6 +140,7 @@ class Row:
             kv_dtype=cell.kv_dtype,
             batch=cell.batch,
             prompt_share=1 - figures.get("prefix_hit_ratio", 0.0),
+            replicas=cell.replicas,
         )
 
     def checked(self) -> Row:
