@@ -13,9 +13,10 @@ from rich.console import Console
 from trtllm_bench.sweep.progress import Estimate, SweepView, duration
 from trtllm_bench.sweep.spec import SweepSpec, work_of
 from trtllm_bench.sweep.table import print_table, summarise
+from trtllm_results.cost import Price
 from trtllm_results.record.cell import Cell
 from trtllm_results.record.environment import Environment
-from trtllm_results.record.row import Row
+from trtllm_results.record.row import INTERVAL, Row
 from trtllm_results.store.lock import RUN_LOCK, locked
 from trtllm_results.store.progress import read_progress
 from trtllm_results.store.table import Store
@@ -161,6 +162,24 @@ def test_the_table_fits_80_columns_and_says_why_cells_failed() -> None:
     assert "bf16 b512 2048/128: CUDA out of memory" in text
     assert "bf16 b512 2048/128: the GPU was throttled" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_at_a_price_the_table_has_the_cost_of_the_mean_rate_and_of_the_ends_of_its_interval() -> None:
+    rates = [replace(ROW, repeat=number, figures={"output_tokens_per_s": rate}) for number, rate in enumerate((100.0, 300.0))]
+    (line,) = summarise(rates, price=Price.parse("3.6"))
+    assert line["cost_per_million_output_tokens_usd"] == pytest.approx(3.6 / 3600 / 200 * 1e6)
+    powered = replace(
+        ROW, extra={INTERVAL: {"low": 80.0, "high": 125.0}}, figures={"output_tokens_per_s": 100.0, "energy_per_output_token_j": 4.0}
+    )
+    (line,) = summarise([powered], price=Price.parse("3.6"))
+    assert (line["cost_low"], line["cost_high"]) == (pytest.approx(8.0), pytest.approx(12.5))
+    assert (line["output_tokens_per_j"], line["output_tokens_per_s_per_mw"]) == (0.25, 250_000)
+    assert not any(name.startswith("cost") for name in summarise([powered])[0])
+    assert "cost_per_million_output_tokens_usd" not in summarise([replace(ROW, status="failed", figures={})], price=Price.parse("3.6"))[0]
+    out, stream = console(terminal=False)
+    print_table([powered], out, price=Price.parse("list"))
+    assert "list price as of" in stream.getvalue()
+    assert max(len(line.rstrip()) for line in stream.getvalue().splitlines() if "USD/h" not in line) <= 80
 
 
 def test_models_in_folders_are_told_apart_by_the_ends_of_their_paths() -> None:

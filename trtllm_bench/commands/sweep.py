@@ -16,11 +16,13 @@ import typer
 
 from trtllm_bench import interrupts
 from trtllm_bench.commands import _options as options
+from trtllm_bench.commands._price import GpuPrice
 from trtllm_bench.errors import FAILURE, BenchError
 from trtllm_results.gpus import SHEETS
 
 if TYPE_CHECKING:
     from trtllm_bench.measure.accuracy import AccuracySpec
+    from trtllm_results.cost import Price
 
 DEFAULTS_GPU = {"model": "llama-3.1-8b", "precision": "bf16", "concurrency": (1, 8, 64), "isl": (128, 2048), "osl": (128,)}
 DEFAULTS_SERVER = {"concurrency": (1, 8, 64)}
@@ -61,6 +63,7 @@ def command(
     cluster_option: Annotated[
         list[str] | None, typer.Option("--cluster-option", help="NAME=VALUE of submitit or sbatch, such as qos=high; repeatable.")
     ] = None,
+    gpu_price: GpuPrice = None,
 ) -> None:
     """Measure a grid of precision, batch and lengths into a table.
 
@@ -72,8 +75,10 @@ def command(
     """
     flags = {**asked, "repeats": repeats, "accuracy": accuracy, "accuracy_windows": accuracy_windows}
     from trtllm_bench.sweep.jobs import Cluster
+    from trtllm_results.cost import Price
     from trtllm_results.store.remote import is_address, open_address
 
+    price = Price.parse(gpu_price) if gpu_price else None
     where = Cluster.of(cluster, partition, account, gpus_per_node, timeout_min, cluster_option)
     for name, given in (("predict", predict), ("profile", profile is not None), ("accuracy", accuracy is not None)):
         if where is not None and given:
@@ -91,16 +96,16 @@ def command(
     if address is not None:
         open_address(address)  # what cannot be is told before anything is measured
     if predict:
-        _predict(spec, flags, gpu, out)
+        _predict(spec, flags, gpu, out, price)
     elif where is not None:
         if address is not None:
             raise BenchError("--cluster measures into a folder that its jobs share; give one with --out, and copy it afterwards")
-        _submit(spec, flags, folder, resume, where)
+        _submit(spec, flags, folder, resume, where, price)
     else:
-        _run(spec, flags, folder, resume, profile, address)
+        _run(spec, flags, folder, resume, profile, address, price)
 
 
-def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str | None) -> None:
+def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str | None, price: Price | None) -> None:
     from functools import partial
 
     from trtllm_bench.build_progress import build_progress
@@ -121,7 +126,7 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
     console = plain_console()
     with build_progress() as report:
         rows = predict_sweep(spec, hardware, command_line(), partial(report, "cells"))
-    print_table(rows, console, spec.axes)
+    print_table(rows, console, spec.axes, price)
     sentence(console, "; ".join(notes_on(rows)), "dim")
     if store is not None:
         new = keep_predictions(store, rows)
@@ -131,7 +136,9 @@ def _predict(toml: Path | None, flags: dict[str, Any], gpu: str | None, out: str
         raise typer.Exit(FAILURE)
 
 
-def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None, address: str | None) -> None:
+def _run(
+    toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, profile: str | None, address: str | None, price: Price | None
+) -> None:
     from contextlib import ExitStack
 
     from trtllm_bench.sweep.folder import what_is_kept
@@ -159,7 +166,7 @@ def _run(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: boo
     with ExitStack() as claim:
         spec, folder = _claimed(claim, toml, flags, out, resume, _defaults, settle)
         with interrupts.keeping(lambda: what_is_kept(folder)):
-            _measure(spec, engines, folder, profile, address, accuracy)
+            _measure(spec, engines, folder, profile, address, accuracy, price)
 
 
 def _claimed(
@@ -189,7 +196,9 @@ def _claimed(
     return spec, earlier or claim.enter_context(new_folder(out))
 
 
-def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None, accuracy: AccuracySpec | None) -> None:
+def _measure(
+    spec: Any, engines: Any, folder: Path, profile: str | None, address: str | None, accuracy: AccuracySpec | None, price: Price | None
+) -> None:
     from trtllm_bench.measure.accuracy import SweepAccuracy
     from trtllm_bench.measure.rows import command_line
     from trtllm_bench.measure.workload import notes_of, workload_of
@@ -215,7 +224,7 @@ def _measure(spec: Any, engines: Any, folder: Path, profile: str | None, address
         sweep = sweep_here(store, spec, engines, view, command_line(), scored)
         rows = sweep.run()
     try:
-        _report(rows, spec, folder, console, sweep.no_telemetry)
+        _report(rows, spec, folder, console, price, sweep.no_telemetry)
     finally:
         store.finish()
     if address is not None:
@@ -231,14 +240,14 @@ def _fail_where_any_is_missing(rows: Any) -> None:
         raise typer.Exit(FAILURE)
 
 
-def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") -> None:
+def _report(rows: Any, spec: Any, folder: Path, console: Any, price: Price | None, note: str = "") -> None:
     """The table, where it is kept, and how many measurements have no result."""
     from trtllm_bench.sweep.table import print_table
     from trtllm_dashboards.tables import sentence
     from trtllm_results.store.layout import ROWS, ROWS_JSON
 
     console.print()
-    print_table(rows, console, spec.axes)
+    print_table(rows, console, spec.axes, price)
     if note:
         sentence(console, note, "dim")
     console.print(f"\nresults: {folder / ROWS}, {folder / ROWS_JSON}", soft_wrap=True)
@@ -249,7 +258,7 @@ def _report(rows: Any, spec: Any, folder: Path, console: Any, note: str = "") ->
         )
 
 
-def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any) -> None:
+def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: bool, cluster: Any, price: Price | None) -> None:
     """The sweep as jobs of a cluster."""
     from contextlib import ExitStack
 
@@ -278,7 +287,7 @@ def _submit(toml: Path | None, flags: dict[str, Any], out: Path | None, resume: 
         console.print(f"{_count(spec)} as {jobs} job{'s' * (jobs != 1)} ({cluster.kind}); results in {folder}", soft_wrap=True)
         with interrupts.keeping(lambda: what_is_kept(folder, cluster.flags)), view.showing(sweep.parts):
             rows = sweep.run()
-        _report(rows, spec, folder, console)
+        _report(rows, spec, folder, console, price)
     _fail_where_any_is_missing(rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from trtllm_dashboards.quality import print_quality
 from trtllm_dashboards.scaling import print_scaling
 from trtllm_dashboards.tables import Column, sentence, show
 from trtllm_results.compare.quality import beside_speed, not_scored
+from trtllm_results.cost import ADDED, COST, Price, cost_per_million, places, priced, short, short_unit
 from trtllm_results.metrics.requests import slo_text
 from trtllm_results.record.row import INTERVAL, Row
 
@@ -43,12 +45,20 @@ COLUMNS = (
 
 PER_GPU = Column("output_tokens_per_s_per_gpu", "per GPU", unit="tok/s", kind="number", priority=2)
 """Where the rows differ in how many GPUs they took."""
+PRICED = (
+    Column(COST, short(COST), unit=short_unit(COST), kind="number", places=places(COST)),
+    Column("cost_low", "from", unit=short_unit(COST), kind="number", places=places(COST), priority=1),
+    Column("cost_high", "to", unit=short_unit(COST), kind="number", places=places(COST), priority=1),
+    *(Column(name, short(name), unit=short_unit(name), kind="number", places=places(name), priority=1) for name in ADDED if name != COST),
+)
+"""Where a price is given."""
 ALWAYS = frozenset({"precision", "concurrency", "request_rate", "isl", "osl"})
 """Axes that have a column in any case."""
 
 
-def summarise(rows: Iterable[Row], axes: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """One mapping per cell, in order of first appearance: means over `ok` repeats, and the output rate's sample deviation in percent.
+def summarise(rows: Iterable[Row], axes: Iterable[str] = (), price: Price | None = None) -> list[dict[str, Any]]:
+    """One mapping per cell, in order of first appearance: means over `ok` repeats, the output rate's sample deviation in percent, and at a
+    price what `priced` says of the means.
 
     `axes`: knobs that vary over the rows, which each mapping then names too.
     """
@@ -57,7 +67,7 @@ def summarise(rows: Iterable[Row], axes: Iterable[str] = ()) -> list[dict[str, A
     for row in rows:
         values = tuple(_asked(row, one) for one in varying)
         by_cell.setdefault((*row.cell.align, row.cell.target, row.cell.engine_fingerprint, *values), []).append(row)
-    return [{**{one.name: _asked(repeats[0], one) for one in varying}, **_line(repeats)} for repeats in by_cell.values()]
+    return [{**{one.name: _asked(repeats[0], one) for one in varying}, **_line(repeats, price)} for repeats in by_cell.values()]
 
 
 def _asked(row: Row, one: KnobField) -> Any:
@@ -70,7 +80,7 @@ def _asked(row: Row, one: KnobField) -> Any:
     return value if value is None or isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _line(repeats: Sequence[Row]) -> dict[str, Any]:
+def _line(repeats: Sequence[Row], price: Price | None) -> dict[str, Any]:
     cell = repeats[0].cell
     good = [row for row in repeats if row.status == "ok"]
     bad = [row for row in repeats if row.status != "ok"]
@@ -93,7 +103,19 @@ def _line(repeats: Sequence[Row]) -> dict[str, Any]:
     rates = [row.figures["output_tokens_per_s"] for row in good if "output_tokens_per_s" in row.figures]
     if len(rates) > 1:
         line["spread"] = 100 * statistics.stdev(rates) / statistics.fmean(rates)
-    return line
+    return line | (_costs(good, bounds, price) if good and price else {})
+
+
+def _costs(good: Sequence[Row], bounds: Mapping[str, float], price: Price) -> dict[str, float]:
+    """Of the means over the repeats; cost is lowest where throughput is highest."""
+    each = {
+        name: [row.figures[name] for row in good if name in row.figures] for name in ("output_tokens_per_s", "energy_per_output_token_j")
+    }
+    mean = priced(replace(good[0], figures={name: statistics.fmean(values) for name, values in each.items() if values}), price).figures
+    hour, gpus = price.of(good[0].environment.gpu), good[0].cell.gpus
+    ends = {"cost_low": bounds.get("high", 0.0), "cost_high": bounds.get("low", 0.0)}
+    found = {name: cost_per_million(hour, gpus, rate) for name, rate in ends.items() if hour and rate > 0}
+    return found | {name: mean[name] for name in ADDED if name in mean}
 
 
 def _column(one: KnobField) -> Column:
@@ -112,21 +134,24 @@ def _short(lines: Sequence[Mapping[str, Any]], name: str) -> dict[Any, str]:
     return {value: str(value) for value in values}
 
 
-def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ()) -> None:
-    """The sweep's result, with a column for each of `axes`, and below it why cells failed."""
-    lines = summarise(rows, axes)
+def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = (), price: Price | None = None) -> None:
+    """The sweep's result, with a column for each of `axes` and what it costs at a `price`, and below it why cells failed."""
+    lines = summarise(rows, axes, price)
     extra = [_column(one) for one in all_knobs() if one.name in set(axes) - ALWAYS]
     extra = [column for column in extra if any(line[column.key] is not None for line in lines)]
     for name in (column.key for column in extra if column.kind != "number"):
         short = _short(lines, name)
         lines = [line | {name: short.get(line[name])} for line in lines]
-    used = [column for column in COLUMNS if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
+    columns = (*COLUMNS[:-1], *PRICED, COLUMNS[-1])
+    used = [column for column in columns if column.kind != "number" or any(line.get(column.key) is not None for line in lines)]
     used[1:1] = extra
     if len({row.cell.gpus for row in rows}) > 1:
         used.insert(next(i for i, column in enumerate(used) if column.kind == "verdict"), PER_GPU)
     device = rows[0].environment.gpu or rows[0].environment.cpu or "this machine"
     models, targets = (list(dict.fromkeys(getattr(row.cell, name) for row in rows)) for name in ("model", "target"))
     show(lines, used, title=f"{', '.join(models)} on {device}, target {', '.join(targets)}", console=console)
+    for text in price.notes(rows) if price else []:
+        sentence(console, text, "dim")
     if any(row.repeat for row in rows):
         console.print(
             "figures are arithmetic means over a cell's repeats, +-% the sample standard deviation of the output rate", style="dim"
@@ -139,9 +164,9 @@ def print_table(rows: Sequence[Row], console: Console, axes: Iterable[str] = ())
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
                 reasons[reason].append(where)
-    for reason, places in reasons.items():
-        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-        sentence(console, f"{', '.join(places[:2])}{more}: {reason}", "yellow")
+    for reason, cells in reasons.items():
+        more = f" and {len(cells) - 2} more" if len(cells) > 2 else ""
+        sentence(console, f"{', '.join(cells[:2])}{more}: {reason}", "yellow")
     if scored := beside_speed(rows):
         console.print()
         print_quality(scored, console)
