@@ -2,7 +2,8 @@
 
     python docs/records.py              # rewrites what lies between `<!-- records: NAME -->` and `<!-- end -->`, in every document
     python docs/records.py --pictures   # and docs/pictures/published.png and gpus.png, of the same records
-    python docs/records.py --predictions    # and the step model's tables and prediction_errors.toml, for intervals; takes minutes
+    python docs/records.py --predictions    # and the step model's tables, prediction_errors.toml, for intervals, and by these
+                                            # results/recorded/predicted anew; takes minutes
     python docs/records.py --fit        # and before all that the step model's constants for an H200, from its recorded runs; a minute more
     python docs/records.py --ceilings   # and before them docs/facts/at-ceilings.csv, for the table of aims; takes half a minute
 
@@ -16,7 +17,10 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -748,6 +752,15 @@ def pictures() -> None:
         print(f"drawn: {path.relative_to(ROOT)}")
 
 
+def predict_recorded() -> None:
+    """The rows of `recorded/predicted` anew, by the commands that they carry: they follow constants, intervals and data sheets."""
+    commands = dict.fromkeys(row.command for row in read_rows(RECORDED / "predicted"))
+    shutil.rmtree(RECORDED / "predicted")
+    for command in commands:
+        print(command)
+        subprocess.run([sys.executable, "-m", "trtllm_bench", *shlex.split(command)[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--pictures", "--predictions", "--fit", "--ceilings"):
@@ -768,6 +781,8 @@ def main(arguments: Sequence[str]) -> None:
         if (new := written(text, made)) != text:
             path.write_text(new, encoding="utf-8")
             print(f"written: {name}")
+    if asked.predictions or asked.fit:
+        predict_recorded()
     if asked.pictures:
         pictures()
 
