@@ -37,10 +37,15 @@ def test_filled_in_later_is_what_the_run_found(tmp_path: Path) -> None:
     store.append(*map(stripped, measured))
     for kind in ("requests", "steps"):
         shutil.copytree(RECORDED / "llama-3.1-8b-bf16" / kind, store.path / kind)
+    elsewhere = replace(measured[0], row_id="elsewhere", repeat=9)
+    store.append(stripped(replace(elsewhere, environment=replace(elsewhere.environment, power_limit_w=350.0))))
     run = CliRunner().invoke(app, ["ceilings", "--apply", str(store.path), "--from", str(RECORDED / "ceilings.json")])
     assert run.exit_code == 0, run.output
-    assert "2 rows filled in" in run.output
-    for before, after in zip(measured, store.rows(), strict=True):
+    assert "2 rows filled in; 1 left alone, of another device" in " ".join(run.output.split())
+    other = next(row for row in store.rows() if row.row_id == "elsewhere")
+    assert not any(name.startswith(("mfu", "mbu")) for name in other.figures)
+    filled = [row for row in store.rows() if row.row_id != "elsewhere"]
+    for before, after in zip(measured, filled, strict=True):
         for name in ("mfu", "mbu", "mfu_decode", "mbu_decode", "mfu_prefill", "mbu_prefill"):
             assert after.figures[name] == pytest.approx(before.figures[name], rel=0.02), name
 

@@ -15,22 +15,24 @@ from trtllm_results.record.row import Row
 from trtllm_results.store.table import Store
 
 
-def fill(store: Path, ceilings: Ceilings) -> tuple[int, int]:
-    """Fills what rows of our own engine lack. Returns (filled, left alone for want of request or step tables).
+def fill(store: Path, ceilings: Ceilings) -> tuple[int, int, int]:
+    """Fills what rows of our own engine lack. Returns (filled, left alone for want of request or step tables, left alone as of another
+    device).
 
-    Raises `BenchError` when a row that lacks them was measured on a device that `ceilings` are not of; nothing is written then.
+    Raises `BenchError` when all rows that lack them were measured on devices that `ceilings` are not of.
     """
     table = Store(store, create=False)
     lacking = [row for row in table.rows() if row.status == "ok" and is_own(row.cell.target) and "mbu" not in row.figures]
-    for row in lacking:
-        if key_of(row.environment) != ceilings.key:
-            raise BenchError(
-                f"the ceilings are of {ceilings.device} with one driver, power limit and torch, and {row.cell.label} was measured with "
-                f"others ({row.environment.gpu or row.environment.cpu}); measure that device with trtllm-bench ceilings"
-            )
-    filled = [complete for row in lacking if (complete := _filled(table, row, ceilings)) is not None]
+    same = [row for row in lacking if key_of(row.environment) == ceilings.key]
+    if lacking and not same:
+        row = lacking[0]
+        raise BenchError(
+            f"the ceilings are of {ceilings.device} with one driver, power limit and torch, and {row.cell.label} was measured with "
+            f"others ({row.environment.gpu or row.environment.cpu}); measure that device with trtllm-bench ceilings"
+        )
+    filled = [complete for row in same if (complete := _filled(table, row, ceilings)) is not None]
     table.append(*filled)
-    return len(filled), len(lacking) - len(filled)
+    return len(filled), len(same) - len(filled), len(lacking) - len(same)
 
 
 def _filled(table: Store, row: Row, ceilings: Ceilings) -> Row | None:

@@ -82,6 +82,7 @@ def command(
 def _apply(store: Path, measured: Ceilings) -> None:
     from trtllm_bench.analysis.fill_utilisation import fill
 
-    filled, left = fill(store, measured)
+    filled, left, others = fill(store, measured)
     without = f"; {left} left alone, their requests or steps were not kept" if left else ""
+    without += f"; {others} left alone, of another device, driver, power limit or torch" if others else ""
     typer.echo(f"{store}: MFU and MBU of {filled} row{'' if filled == 1 else 's'} filled in{without}")
