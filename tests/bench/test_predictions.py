@@ -134,6 +134,19 @@ def test_a_sheet_has_the_memory_that_drivers_report(gpu: str) -> None:
     assert round(SHEETS[gpu].memory_bytes / 2**30, 2) == row.environment.gpu_memory_gib
 
 
+def test_a_sweep_has_its_cost_in_the_table_and_refuses_a_price_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    asked = ["sweep", "--predict", "--gpu", "h200", "-m", "llama-3.1-8b", "--precision", "fp8", "--isl", "128", "--osl", "16"]
+    assert main([*asked, "--batch-size", "8", "--gpu-price-per-hour", "3.5"]) == 0
+    told = capsys.readouterr().out
+    assert "USD/Mtok" in told
+    assert "cost: 3.5 USD for an hour of one GPU, as given" in told
+    assert main([*asked, "--batch-size", "8", "--gpu-price-per-hour", "-1"]) == 3
+    assert "--gpu-price-per-hour is '-1'; give US dollars above 0" in capsys.readouterr().err
+
+
 def test_an_error_left_out_is_by_the_factor_of_the_others() -> None:
     assert left_out([0.0, 1.0, 1.0]) == pytest.approx((0.0 + 1 / 2 - 1, 2 * 0.75 - 1, 2 * 0.75 - 1))
     assert left_out([0.3]) == ()

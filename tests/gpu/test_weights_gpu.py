@@ -42,7 +42,7 @@ def test_a_built_engine_loads_on_this_gpu_and_draws_eight_billion_weights_quickl
 
 
 def test_what_drawing_takes_meanwhile_is_free_for_the_kv_cache(tmp_path: Path) -> None:
-    """Codes are made of wide numbers, which are twice as large. Where weights lay between these, they took 3 GiB more of a 70B."""
+    """Codes are made of wide numbers, which are twice as large. Where weights lay between these, the allocator held more than they are."""
     target = detect_target()
     profile = Profile(max_batch_size=64, max_num_tokens=1024, max_seq_len=1024)
     engine = load_engine(build("llama-3.1-8b", "fp8", out=tmp_path / "e", profile=profile, arches=(target.arch,)), target)
